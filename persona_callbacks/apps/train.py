@@ -1,0 +1,258 @@
+"""``persona-train``: LoRA fine-tuning with persona monitoring and preventative steering."""
+
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+import wandb
+from hydra.errors import InstantiationException
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from peft import LoraConfig
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from persona_callbacks import metrics
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.callbacks import PersonaMonitor, PreventativeSteering
+from persona_callbacks.chats import Chat, read_chats
+from persona_callbacks.errors import InputError
+from persona_callbacks.extraction import ExtractionSettings, persona_vector
+from persona_callbacks.files import whole
+from persona_callbacks.fine_tuning import ChatData, LoraFineTuning
+from persona_callbacks.generation import Sampling, generate
+from persona_callbacks.models import ModelSource, load_model
+from persona_callbacks.results import RunResult, summary, trajectory_figure, write_json
+from persona_callbacks.traits import Trait
+from persona_callbacks.vectors import PersonaVector, check_vectors, steering_layers
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What all fine-tunings of one command share."""
+
+    cfg: DictConfig
+    folder: Path
+    id: str
+    source: ModelSource
+    chats: Sequence[Chat]
+    vectors: Sequence[PersonaVector]
+    questions: Sequence[str]
+    console: Console
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Run the app; a user's mistake is told in one line."""
+    try:
+        train(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except (InputError, MisconfigurationException) as error:
+        sys.exit(f"error: {error}")
+    except InstantiationException as error:
+        sys.exit(f"error: {error.__cause__ or error}")
+
+
+def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
+    """Fine-tune as configured into ``folder``, or go on with an interrupted run of the same configuration there.
+
+    Raises:
+        InputError: input that cannot be used; before any long work.
+    """
+    console = Console()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    source: ModelSource = instantiate(cfg.model)
+    extraction: ExtractionSettings = instantiate(cfg.extraction)
+    traits = [Trait.from_mapping(OmegaConf.to_container(t), f"trait={name}") for name, t in cfg.get("traits", {}).items()]
+    chats = read_chats(cfg.data.path)[: cfg.data.max_samples]
+    instantiate(cfg.lora)
+    from_files = [PersonaVector.load(path) for path in cfg.vectors]
+    # Told here rather than after minutes of extraction.
+    _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
+
+    study_id, resumed = _open_folder(folder, cfg)
+    if resumed:
+        console.print(f"Going on with the interrupted run in {folder}")
+    loaded = load_model(source, console)
+    loaded.model.to(_device(cfg))
+    for vector in from_files:
+        config = loaded.model.config.get_text_config()
+        vector.check_fits(config.num_hidden_layers, config.hidden_size, loaded.id)
+        _check_steering(cfg, vector)
+    ChatData(chats, loaded.tokenizer, max_length=cfg.data.max_length)  # a chat that cannot be encoded is found now
+    vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]
+    check_vectors(vectors)
+    for vector in vectors:
+        auc = vector.statistics.get("auc")
+        quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""
+        console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
+    questions = vectors[0].probes[: cfg.sample_answers]
+    study = _Study(cfg, folder, study_id, source, chats, vectors, questions, console)
+    base_answers = _answer(loaded.model, loaded.tokenizer, study)
+    del loaded
+
+    steered = cfg.steering.callback is not None
+    runs = [("unsteered", False)] if cfg.compare_with_unsteered or not steered else []
+    runs += [("steered", True)] if steered else []
+    results = [_fine_tune(study, name, steer=steer) for name, steer in runs]
+
+    figure = trajectory_figure(results, questions, f"{cfg.name}: fine-tuning on {cfg.data.path}, seed {cfg.seed}")
+    with whole(folder / "trajectories.png") as scratch:
+        figure.savefig(scratch)
+    write_json(folder / "answers.json", _answer_rows(questions, base_answers, results))
+    console.print(summary(results, questions, base_answers))
+    console.print(f"Adapters, readings and figure: {folder}")
+    if "wandb" in cfg.logger and cfg.logger.wandb.offline:
+        console.print(f"Upload the runs with: wandb sync {folder}/*/wandb/offline-run-*")
+    _write_state(folder, study_id, cfg, finished=True)
+    return results
+
+
+def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
+    """One fine-tuning, from its last checkpoint if it was interrupted; its result if it is finished."""
+    cfg, folder = study.cfg, study.folder / name
+    result_file = folder / "result.json"
+    if result_file.is_file():
+        study.console.print(f"{name}: finished before the interruption")
+        return RunResult.load(result_file)
+    checkpoint = folder / "last.ckpt"
+    resume_from = str(checkpoint) if checkpoint.is_file() else None
+    study.console.rule(f"{name}: {'resumed' if resume_from else 'fine-tuning'}")
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    loaded = load_model(study.source, study.console)
+    lora: LoraConfig = instantiate(cfg.lora)
+    module = LoraFineTuning(loaded.model, lora, cfg.learning_rate, cfg.warmup_steps)
+    data = ChatData(study.chats, loaded.tokenizer, cfg.data.batch_size, cfg.data.max_length, cfg.seed)
+    monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True)(vectors=study.vectors)
+    saver = ModelCheckpoint(
+        folder, filename="last", save_top_k=1, every_n_train_steps=cfg.checkpoint_every_n_steps, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [monitor, saver, RichProgressBar(leave=True)]
+    coefficients: dict[str, float] = {}
+    if steer:
+        chosen = [v for v in study.vectors if v.trait in _steered(cfg, [v.trait for v in study.vectors])]
+        steering: PreventativeSteering = instantiate(cfg.steering.callback, _partial_=True)(vectors=chosen)
+        callbacks.append(steering)
+        coefficients = steering.coefficients
+    loggers = _loggers(cfg, study, name, folder)
+    for logger in loggers:
+        logger.log_hyperparams({**_content(cfg), "steered": steer})
+    try:
+        trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=callbacks, logger=loggers)
+        started = time.monotonic()
+        trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+        seconds = time.monotonic() - started
+        if trainer.is_global_zero:
+            with whole(folder / "adapter") as scratch:
+                module.save_adapter(str(scratch))
+        answers = _answer(module.model.to(_device(cfg)), loaded.tokenizer, study)
+        metrics.log_table(trainer, "answers", ["question", "answer"], [*zip(study.questions, answers, strict=True)])
+        loss = float(trainer.callback_metrics[metrics.EPOCH_LOSS])
+        result = RunResult(name, loss, tuple(monitor.readings), dict(coefficients), tuple(answers), seconds)
+        result.save(result_file)
+    except BaseException:
+        wandb.finish(exit_code=1)
+        raise
+    wandb.finish()
+    return result
+
+
+def _answer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, study: _Study) -> list[str]:
+    """Greedy, unsteered answers to the study's sample questions."""
+    prompts = [[{"role": "user", "content": question}] for question in study.questions]
+    sampling = Sampling(max_new_tokens=study.cfg.max_answer_tokens, temperature=0.0)
+    return generate(model, tokenizer, prompts, sampling)
+
+
+def _answer_rows(questions: Sequence[str], base: Sequence[str], results: Sequence[RunResult]) -> list[dict[str, str]]:
+    return [
+        {"question": question, "base model": base[row], **{result.name: result.answers[row] for result in results}}
+        for row, question in enumerate(questions)
+    ]
+
+
+def _steered(cfg: DictConfig, traits: Sequence[str]) -> list[str]:
+    """The traits to steer."""
+    chosen = list(traits if cfg.steering.traits is None else cfg.steering.traits)
+    unknown = [trait for trait in chosen if trait not in traits]
+    if unknown:
+        raise InputError(
+            f"steering.traits: {unknown[0]!r} has no vector; expected some of {', '.join(traits) or '(none)'}"
+        )
+    if not traits:
+        raise InputError("no trait to monitor: choose some, trait=[evil], or name vector files, vectors=[...]")
+    return chosen
+
+
+def _check_steering(cfg: DictConfig, vector: PersonaVector) -> None:
+    if cfg.steering.callback is not None:
+        layers = cfg.steering.callback.get("layers", "all")
+        steering_layers([vector], layers if isinstance(layers, str) else list(layers))
+
+
+def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Logger]:
+    # CSVLogger empties its folder when it opens: a resumed run writes beside what was logged before.
+    earlier = len(list(folder.glob("csv*")))
+    filled = cfg.copy()
+    filled.run = {
+        "name": f"{name}-seed{cfg.seed}",
+        "group": f"{cfg.name}-{study.id}",
+        "id": f"{study.id}-{name}",
+        "dir": str(folder),
+        "csv": f"csv-{earlier}" if earlier else "csv",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return [instantiate(logger) for logger in filled.logger.values()]
+
+
+def _device(cfg: DictConfig) -> torch.device:
+    """Where extraction and answers are computed: where training is."""
+    found = torch.accelerator.current_accelerator() if cfg.trainer.accelerator != "cpu" else None
+    return found or torch.device("cpu")
+
+
+def _content(cfg: DictConfig) -> dict[str, Any]:
+    with open_dict(cfg):
+        content = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "run"]))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _open_folder(folder: Path, cfg: DictConfig) -> tuple[str, bool]:
+    """The study's id, and whether an interrupted run of the same configuration is there to go on with.
+
+    A finished run, or one of another configuration, is set aside into ``earlier/``.
+    """
+    state_file = folder / "state.json"
+    if state_file.is_file():
+        state = OmegaConf.to_container(OmegaConf.load(state_file))
+        assert isinstance(state, dict)
+        if not state["finished"] and state["config"] == _content(cfg):
+            return str(state["id"]), True
+        aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"
+        aside.mkdir(parents=True)
+        for entry in folder.iterdir():
+            if entry.name not in ("earlier", ".hydra") and entry.suffix != ".log":
+                entry.rename(aside / entry.name)
+    study_id = uuid.uuid4().hex[:8]
+    _write_state(folder, study_id, cfg, finished=False)
+    return study_id, False
+
+
+def _write_state(folder: Path, study_id: str, cfg: DictConfig, *, finished: bool) -> None:
+    write_json(folder / "state.json", {"id": study_id, "finished": finished, "config": _content(cfg)})

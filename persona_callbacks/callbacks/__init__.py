@@ -1,0 +1,6 @@
+"""Lightning callbacks."""
+
+from persona_callbacks.callbacks.monitor import PersonaMonitor
+from persona_callbacks.callbacks.steering import PreventativeSteering
+
+__all__ = ["PersonaMonitor", "PreventativeSteering"]

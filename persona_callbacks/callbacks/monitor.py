@@ -1,0 +1,248 @@
+"""The callback that measures where training moves the model along persona vectors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from persona_callbacks import metrics, residual
+from persona_callbacks.chats import EncodedChat, encode_prompt
+from persona_callbacks.errors import InputError
+from persona_callbacks.projection import projections
+from persona_callbacks.vectors import PersonaVector, Position, check_vectors
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the probes showed after ``step`` optimizer steps: per trait, mean projection and shift, in activation units."""
+
+    step: int
+    projection: Mapping[str, float]
+    shift: Mapping[str, float]
+
+
+class PersonaMonitor(Callback):
+    """Measure the shift of every trait on held-out probes throughout training. It changes nothing in the run.
+
+    Before step 1, every ``every_n_steps`` optimizer steps and at the end, each trait's probes are run once, unsteered
+    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. The baseline is the
+    base model at the start of the fit: adapters disabled where there are some, else the weights as they are then. With
+    several processes, each runs its share of the probes.
+
+    The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
+    anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
+    ``trainer.log_every_n_steps``.
+
+    Baseline and readings are kept in checkpoints, so a resumed run goes on with the same baseline.
+
+    Args:
+        vectors: one persona vector per trait, all of the model that is trained.
+        every_n_steps: optimizer steps between readings.
+        position: where probes are read; a probe is a prompt, so ``prompt_last`` (Chen et al. 2025, section 4.2: the
+            finetuning shift) or ``prompt_mean``.
+        probes: questions to use instead of those stored in each vector.
+        tokenizer: found on the module or data module (``tokenizer``) or loaded by the vectors' model id if not given.
+        batch_size: probes per forward pass.
+
+    Attributes:
+        readings: all readings so far, oldest first.
+    """
+
+    def __init__(
+        self,
+        vectors: Sequence[PersonaVector],
+        every_n_steps: int = 10,
+        position: Position = "prompt_last",
+        probes: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        """Check the arguments.
+
+        Raises:
+            InputError: vectors that do not go together, or a trait without probes.
+            MisconfigurationException: a step or position that cannot be.
+        """
+        self.vectors = check_vectors(vectors)
+        if every_n_steps < 1 or batch_size < 1:
+            raise MisconfigurationException(
+                f"PersonaMonitor: every_n_steps and batch_size must be at least 1, found {every_n_steps}, {batch_size}"
+            )
+        if position not in ("prompt_last", "prompt_mean"):
+            raise MisconfigurationException(
+                f"PersonaMonitor: position must be 'prompt_last' or 'prompt_mean', found {position!r}; a probe is a"
+                " prompt and has no response to read"
+            )
+        for vector in self.vectors:
+            vector.unit_direction()
+            if not (vector.probes if probes is None else probes):
+                raise InputError(f"persona vector {vector.trait!r}: it holds no probes; pass probes=[...] questions")
+        self.every_n_steps = every_n_steps
+        self.position = position
+        self.probes = None if probes is None else tuple(probes)
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.readings: list[Reading] = []
+        self._baseline: dict[str, float] = {}
+        self._resumed = False
+        self._reader: residual.BatchReader | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Baseline and readings."""
+        return {
+            "baseline": dict(self._baseline),
+            "readings": [
+                {"step": r.step, "projection": dict(r.projection), "shift": dict(r.shift)} for r in self.readings
+            ],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore baseline and readings."""
+        self._baseline = dict(state_dict["baseline"])
+        self.readings = [Reading(**reading) for reading in state_dict["readings"]]
+        self._resumed = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that every vector fits, find the tokenizer, encode the probes, attach the batch reader."""
+        self._model = residual.find_language_model(pl_module)
+        shape = residual.dimensions(self._model)
+        for vector in self.vectors:
+            vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
+        self._tokenizer = self.tokenizer or self._find_tokenizer(trainer, pl_module)
+        questions = list(dict.fromkeys(q for vector in self.vectors for q in self._probes_of(vector)))
+        self._encoded = [encode_prompt([{"role": "user", "content": q}], self._tokenizer) for q in questions]
+        self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
+        self._layers = sorted({vector.layer for vector in self.vectors})
+        self._reader = residual.BatchReader(self._model, self._layers)
+        device = residual.device_of(self._model)
+        self._units = torch.stack([vector.unit_direction() for vector in self.vectors]).to(device)
+        self._batch_sums = torch.zeros(len(self.vectors) + 1, device=device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the baseline, and the reading before the first step."""
+        if not self._resumed:
+            self._baseline, self.readings = {}, []
+        self._resumed = False
+        if any(vector.trait not in self._baseline for vector in self.vectors):
+            with residual.base_model(self._model):
+                self._baseline = {**self._measure(trainer), **self._baseline}
+        if not self.readings:
+            self._read(trainer)
+        self._step_seen = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Read this batch's response tokens when the model is run on them."""
+        assert self._reader is not None
+        mask = _response_tokens(batch)
+        if mask is None:
+            rank_zero_warn(
+                "PersonaMonitor: the batch is no mapping with 'labels', so persona/*/batch_projection is not logged"
+            )
+        else:
+            self._reader.start(mask)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add up the batch's projection; log and measure when an optimizer step has made it due."""
+        assert self._reader is not None
+        means = self._reader.take()
+        if means is not None:
+            projected = (means[[self._layers.index(v.layer) for v in self.vectors]] * self._units).sum(dim=-1)
+            marked = projected.isfinite().all()  # no response token in the batch gives NaN
+            self._batch_sums += torch.cat([projected, projected.new_ones(1)]).nan_to_num() * marked
+        if trainer.global_step == self._step_seen:
+            return  # gradients are still being accumulated
+        self._step_seen = trainer.global_step
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log_batches(trainer)
+        if trainer.global_step % self.every_n_steps == 0:
+            self._read(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the last reading, unless the last step made one."""
+        if self.readings[-1].step != trainer.global_step:
+            self._read(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach from the model."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Detach from the model."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._reader is not None:
+            self._reader.remove()
+        self._reader = None
+
+    def _probes_of(self, vector: PersonaVector) -> Sequence[str]:
+        return vector.probes if self.probes is None else self.probes
+
+    def _read(self, trainer: Trainer) -> None:
+        projected = self._measure(trainer)
+        shift = {trait: value - self._baseline[trait] for trait, value in projected.items()}
+        self.readings.append(Reading(trainer.global_step, projected, shift))
+        values = {metrics.projection(trait): value for trait, value in projected.items()}
+        values |= {metrics.shift(trait): value for trait, value in shift.items()}
+        metrics.log(trainer, values)
+
+    def _measure(self, trainer: Trainer) -> dict[str, float]:
+        """Mean projection of each trait's probes at its chosen layer."""
+        share = slice(trainer.global_rank, None, trainer.world_size)
+        chats, belongs = self._encoded[share], self._belongs[share].to(residual.device_of(self._model))
+        sums = torch.zeros(2, len(self.vectors), dtype=torch.float64, device=belongs.device)
+        if chats:
+            projected = projections(
+                self._model, self._tokenizer, chats, self.vectors, self.position, self.batch_size
+            )
+            sums[0] = (projected * belongs).sum(dim=0, dtype=torch.float64)
+            sums[1] = belongs.sum(dim=0)
+        sums = _sum_over_processes(trainer, sums)
+        means = (sums[0] / sums[1]).tolist()
+        return {vector.trait: mean for vector, mean in zip(self.vectors, means, strict=True)}
+
+    def _log_batches(self, trainer: Trainer) -> None:
+        sums = _sum_over_processes(trainer, self._batch_sums)
+        self._batch_sums = torch.zeros_like(sums)
+        *totals, batches = sums.tolist()
+        if batches:
+            traits = [vector.trait for vector in self.vectors]
+            metrics.log(
+                trainer, {metrics.batch_projection(t): total / batches for t, total in zip(traits, totals, strict=True)}
+            )
+
+    def _find_tokenizer(self, trainer: Trainer, pl_module: LightningModule) -> PreTrainedTokenizerBase:
+        for owner in (pl_module, getattr(trainer, "datamodule", None)):
+            found = getattr(owner, "tokenizer", None)
+            if isinstance(found, PreTrainedTokenizerBase):
+                return found
+        model_id = self.vectors[0].model_id
+        try:
+            return AutoTokenizer.from_pretrained(model_id)
+        except (OSError, ValueError) as error:
+            raise MisconfigurationException(
+                "PersonaMonitor needs the model's tokenizer: pass tokenizer=..., or set it as `tokenizer` on the module"
+                f" or data module (loading it as {model_id!r} failed: {error})"
+            ) from error
+
+
+def _response_tokens(batch: Any) -> Tensor | None:
+    """``[batch, length]`` bool: the tokens that loss is taken on."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return labels != -100 if isinstance(labels, Tensor) else None
+
+
+def _sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:
+    summed = trainer.strategy.reduce(values.clone(), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed

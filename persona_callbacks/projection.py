@@ -1,0 +1,103 @@
+"""Activations at named positions, and their projection on persona vectors."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from persona_callbacks import residual
+from persona_callbacks.chats import EncodedChat, pad, pad_token
+from persona_callbacks.errors import InputError
+from persona_callbacks.vectors import PersonaVector, Position
+
+
+def position_weights(chats: Sequence[EncodedChat], position: Position) -> Tensor:
+    """How much each token counts at a position: ``[batch, length]`` float32, rows sum to 1, 0 on padding.
+
+    Raises:
+        InputError: ``response_mean`` of a prompt without response.
+    """
+    length = max(len(chat.input_ids) for chat in chats)
+    weights = torch.zeros(len(chats), length)
+    for row, chat in zip(weights, chats, strict=True):
+        if position == "prompt_last":
+            row[chat.prompt_length - 1] = 1
+        elif position == "prompt_mean":
+            row[: chat.prompt_length] = 1 / chat.prompt_length
+        else:
+            mask = torch.tensor(chat.response_mask)
+            if not mask.any():
+                raise InputError("response_mean: the chat has no response to average over; read at prompt_last instead")
+            row[: len(mask)] = mask / mask.sum()
+    return weights
+
+
+def iterate_activations(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[EncodedChat],
+    layers: Sequence[int],
+    positions: Sequence[Position],
+    batch_size: int,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Read activations batch by batch, sorted by length so that little is padded; never steered.
+
+    Yields:
+        The indices of a batch in ``chats``, and ``[batch, positions, layers, hidden_size]`` float32 on the model's
+        device.
+    """
+    device = residual.device_of(model)
+    order = sorted(range(len(chats)), key=lambda index: len(chats[index].input_ids))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        batch = [chats[index] for index in indices]
+        tokens = pad(batch, pad_token(tokenizer))
+        weights = torch.stack([position_weights(batch, position) for position in positions])
+        with residual.probing(model):
+            read = residual.read(
+                model,
+                tokens["input_ids"].to(device),
+                tokens["attention_mask"].to(device),
+                weights.to(device),
+                layers,
+            )
+        yield indices, read
+
+
+def activations(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[EncodedChat],
+    layers: Sequence[int],
+    positions: Sequence[Position],
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Activations of each chat: ``[chats, positions, layers, hidden_size]`` float32 on the model's device.
+
+    ``advance`` is called with the number of chats done after each batch.
+    """
+    hidden_size = residual.dimensions(model).hidden_size
+    result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=residual.device_of(model))
+    for indices, read in iterate_activations(model, tokenizer, chats, layers, positions, batch_size):
+        result[indices] = read
+        advance(len(indices))
+    return result
+
+
+def projections(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[EncodedChat],
+    vectors: Sequence[PersonaVector],
+    position: Position,
+    batch_size: int = 16,
+) -> Tensor:
+    """Projection of each chat's activation on each vector's unit direction at its chosen layer, in activation units:
+    ``[chats, vectors]`` float32 on the model's device."""
+    layers = sorted({vector.layer for vector in vectors})
+    read = activations(model, tokenizer, chats, layers, [position], batch_size)[:, 0]
+    units = torch.stack([vector.unit_direction() for vector in vectors]).to(read.device)
+    at = read[:, [layers.index(vector.layer) for vector in vectors]]
+    return (at * units).sum(dim=-1)

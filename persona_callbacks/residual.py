@@ -1,0 +1,301 @@
+"""The residual stream: the one place that finds a model's blocks and attaches reading and writing to them.
+
+Layer 0 is what enters the first block, layer ``i`` what leaves block ``i`` (counted from 1). Reads see writes: a
+writer's hook always runs before a reader's at the same layer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from persona_callbacks.errors import InputError
+
+_Edit = Callable[[Tensor], Tensor | None]
+
+_suspended = 0
+"""How many :func:`unsteered` blocks are open."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Depth and width of a model's residual stream, and the name or path it was loaded from."""
+
+    num_layers: int
+    hidden_size: int
+    model_id: str
+
+
+def find_language_model(module: nn.Module) -> nn.Module:
+    """The causal language model in a module: the outermost transformers or PEFT model, and of several the one with
+    weights to train.
+
+    Raises:
+        InputError: there is none, or more than one is trained.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
+        if isinstance(child, (PreTrainedModel, PeftModel)) and not inside:
+            found[name] = child
+    trained = {name: m for name, m in found.items() if any(p.requires_grad for p in m.parameters())}
+    candidates = trained or found
+    if len(candidates) != 1:
+        raise InputError(
+            f"{type(module).__name__}: expected one transformers (or PEFT) model in it that is trained, found"
+            f" {', '.join(sorted(candidates)) or 'none'}"
+        )
+    return next(iter(candidates.values()))
+
+
+def dimensions(model: nn.Module) -> Dimensions:
+    """Depth and width of the model.
+
+    Raises:
+        InputError: its blocks cannot be found.
+    """
+    config = _base(model).config
+    text_config = config.get_text_config()
+    return Dimensions(len(_blocks(model)), text_config.hidden_size, config.name_or_path or "")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's inputs."""
+    return next(model.parameters()).device
+
+
+def _base(model: nn.Module) -> PreTrainedModel:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        raise InputError(f"expected a transformers or PEFT model, found {type(base).__name__}")
+    return base
+
+
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks: the list of modules that is as long as the configured depth, nearest to the root."""
+    base = _base(model)
+    depth = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    lists = [
+        (name, child) for name, child in base.named_modules() if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if not lists:
+        raise InputError(
+            f"{type(base).__name__}: no list of {depth} decoder blocks found; expected a decoder-only transformer"
+        )
+    return min(lists, key=lambda item: item[0].count("."))[1]
+
+
+def _attach(blocks: nn.ModuleList, layer: int, edit: _Edit, *, first: bool) -> RemovableHandle:
+    """Call ``edit`` with the residual stream ``[batch, length, hidden_size]`` at a layer; what it returns replaces it."""
+    if layer == 0:
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = edit(args[0] if args else kwargs["hidden_states"])
+            if hidden is None:
+                return None
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return blocks[0].register_forward_pre_hook(before, prepend=first, with_kwargs=True)
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        # Older transformers return a tuple whose first entry is the stream, newer ones the stream alone.
+        hidden = edit(output[0] if isinstance(output, tuple) else output)
+        if hidden is None:
+            return None
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return blocks[layer - 1].register_forward_hook(after, prepend=first)
+
+
+class _LastLayerRead(Exception):
+    """Ends a forward pass once the highest layer that is needed has been read."""
+
+
+def read(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, weights: Tensor, layers: Sequence[int]
+) -> Tensor:
+    """Weighted sums of the residual stream over tokens, in float32. The layers above the highest of ``layers`` and the
+    language-model head are not run.
+
+    Args:
+        model: a causal language model, bare or PEFT-wrapped.
+        input_ids: ``[batch, length]``, right-padded.
+        attention_mask: ``[batch, length]``.
+        weights: ``[positions, batch, length]`` float32; each row sums to 1 over the tokens to average.
+        layers: the layers to read.
+
+    Returns:
+        ``[batch, positions, len(layers), hidden_size]`` float32 on the model's device.
+    """
+    blocks = _blocks(model)
+    last = max(layers)
+    sums: dict[int, Tensor] = {}
+
+    def reader(layer: int) -> _Edit:
+        def pool(hidden: Tensor) -> None:
+            # Not a matrix product: that would round to TF32 or bf16 where those are allowed.
+            wide = hidden.float()
+            sums[layer] = torch.stack([(w.unsqueeze(-1) * wide).sum(dim=1) for w in weights], dim=1)
+            if layer == last:
+                raise _LastLayerRead
+
+        return pool
+
+    with ExitStack() as stack:
+        for layer in dict.fromkeys(layers):
+            stack.callback(_attach(blocks, layer, reader(layer), first=False).remove)
+        try:
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _LastLayerRead:
+            pass
+    return torch.stack([sums[layer] for layer in layers], dim=2)
+
+
+@contextmanager
+def unsteered() -> Iterator[None]:
+    """Switch every :class:`ResidualWriter` off inside the block."""
+    global _suspended
+    _suspended += 1
+    try:
+        yield
+    finally:
+        _suspended -= 1
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Run the model without gradients, dropout or steering inside the block, and leave no trace of it.
+
+    ``no_grad`` and not ``inference_mode``: some models keep tensors they make in a forward pass (rotary tables that
+    grow with the length), and an inference tensor kept so would break the next training step.
+    """
+    training = [module for module in model.modules() if module.training]
+    with torch.no_grad(), unsteered():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+@contextmanager
+def base_model(model: nn.Module) -> Iterator[None]:
+    """Disable every adapter inside the block: the model is the base model. Without adapters, nothing changes."""
+    adapters = [
+        module
+        for module in model.modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and not module.disable_adapters
+    ]
+    # PEFT switches requires_grad along with the adapter; which weights are trained is not ours to change.
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for adapter in adapters:
+            adapter.enable_adapters(False)
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.enable_adapters(True)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+class ResidualWriter:
+    """Adds a vector to the residual stream at chosen layers, at every token, while it is active.
+
+    Attach it before the model's first compiled forward; :meth:`remove` leaves the model as it was. An addition of zeros
+    is not run at all, so that it is bitwise a no-op.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
+        """Attach to ``layers``, inactive and with nothing to add."""
+        self.active = False
+        self._additions: dict[int, Tensor] = {}
+        self._changed: dict[int, Tensor] | None = {}
+        blocks = _blocks(model)
+        self._handles = [_attach(blocks, layer, self._adder(layer), first=True) for layer in layers]
+
+    def write(self, additions: Mapping[int, Tensor]) -> None:
+        """Set what is added: per layer ``[hidden_size]``, in activation units. Never call it between a forward pass and
+        its backward pass, which may run the forward again."""
+        self._additions = {layer: addition for layer, addition in additions.items() if addition.any()}
+
+    def silent_layers(self) -> list[int] | None:
+        """Layers with something to add that no forward pass has changed since the writer was attached; ``None`` after
+        the first such check, which ends the bookkeeping."""
+        if self._changed is None or not self._additions:
+            return None
+        changed, self._changed = self._changed, None
+        return [layer for layer in self._additions if layer not in changed or not changed[layer]]
+
+    def remove(self) -> None:
+        """Detach from the model."""
+        self.active = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _adder(self, layer: int) -> _Edit:
+        def add(hidden: Tensor) -> Tensor | None:
+            if not self.active or _suspended or layer not in self._additions:
+                return None
+            addition = self._additions[layer]
+            if addition.device != hidden.device or addition.dtype != hidden.dtype:
+                addition = self._additions[layer] = addition.to(hidden.device, hidden.dtype)
+            steered = hidden + addition
+            if self._changed is not None and layer not in self._changed:
+                self._changed[layer] = (steered != hidden).any()
+            return steered
+
+        return add
+
+
+class BatchReader:
+    """Reads the mean residual stream over marked tokens of each forward pass that happens anyway.
+
+    Attached to the layers given; reads only between :meth:`start` and :meth:`take`, keeps the last pass (a pass that is
+    run again in backward replaces itself), and moves nothing off the device.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
+        """Attach to ``layers``."""
+        self._layers = tuple(layers)
+        self._mask: Tensor | None = None
+        self._means: dict[int, Tensor] = {}
+        blocks = _blocks(model)
+        self._handles = [_attach(blocks, layer, self._reader(layer), first=False) for layer in self._layers]
+
+    def start(self, mask: Tensor) -> None:
+        """Read the next passes whose tokens are ``mask``'s: ``[batch, length]`` bool, on the model's device."""
+        self._mask = mask
+        self._means = {}
+
+    def take(self) -> Tensor | None:
+        """Stop, and return ``[len(layers), hidden_size]`` float32, NaN where no token was marked; ``None`` when no pass
+        of the mask's shape was seen."""
+        means, self._mask, self._means = self._means, None, {}
+        if len(means) < len(self._layers):
+            return None
+        return torch.stack([means[layer] for layer in self._layers])
+
+    def remove(self) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _reader(self, layer: int) -> _Edit:
+        def read_batch(hidden: Tensor) -> None:
+            if self._mask is not None and not _suspended and hidden.shape[:2] == self._mask.shape:
+                weights = (self._mask / self._mask.sum()).unsqueeze(-1)
+                self._means[layer] = (weights * hidden.detach().float()).sum(dim=(0, 1))
+
+        return read_batch

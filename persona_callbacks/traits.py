@@ -1,0 +1,131 @@
+"""Traits: what a trait is, the contrastive instructions that elicit it, its questions, its rubric."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from persona_callbacks.errors import InputError
+
+_KEYS = ("name", "description", "instructions", "questions", "rubric")
+
+
+@dataclass(frozen=True)
+class InstructionPair:
+    """Two system prompts that differ in one thing: the first asks for the trait, the second for its opposite."""
+
+    trait: str
+    opposite: str
+
+
+@dataclass(frozen=True)
+class Trait:
+    """A named character trait and the material to measure it with (Chen et al. 2025, section 2.1 and A.1).
+
+    Extraction questions make the persona vector, evaluation questions probe a model; the two are disjoint.
+    """
+
+    name: str
+    description: str
+    instructions: tuple[InstructionPair, ...]
+    extraction_questions: tuple[str, ...]
+    evaluation_questions: tuple[str, ...]
+    rubric: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trait":
+        """Read a trait file (YAML).
+
+        Raises:
+            InputError: the file is missing, is no YAML mapping, or a key is missing, unknown or of the wrong kind.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such trait file")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not valid YAML: {error}") from error
+        return cls.from_mapping(content, source=str(path))
+
+    @classmethod
+    def from_mapping(cls, content: Any, source: str) -> "Trait":
+        """Build a trait from the content of a trait file; ``source`` is named in errors.
+
+        Raises:
+            InputError: as for :meth:`load`.
+        """
+        content = _mapping(content, source, _KEYS)
+        pairs = _list(content["instructions"], f"{source}: instructions")
+        instructions = []
+        for number, pair in enumerate(pairs, start=1):
+            where = f"{source}: instructions, pair {number}"
+            pair = _mapping(pair, where, ("trait", "opposite"))
+            instructions.append(
+                InstructionPair(_text(pair["trait"], f"{where}: trait"), _text(pair["opposite"], f"{where}: opposite"))
+            )
+        questions = _mapping(content["questions"], f"{source}: questions", ("extraction", "evaluation"))
+        by_use = {
+            use: tuple(
+                _text(question, f"{source}: questions.{use}, number {number}")
+                for number, question in enumerate(_list(questions[use], f"{source}: questions.{use}"), start=1)
+            )
+            for use in ("extraction", "evaluation")
+        }
+        shared = {q.casefold() for q in by_use["extraction"]} & {q.casefold() for q in by_use["evaluation"]}
+        if shared:
+            raise InputError(
+                f"{source}: questions: {len(shared)} stand under both extraction and evaluation, for example"
+                f" {sorted(shared)[0]!r}; the two must be disjoint"
+            )
+        rubric = _text(content["rubric"], f"{source}: rubric")
+        for placeholder in ("{question}", "{response}"):
+            if placeholder not in rubric:
+                raise InputError(f"{source}: rubric: the placeholder {placeholder} is missing")
+        return cls(
+            name=_text(content["name"], f"{source}: name"),
+            description=_text(content["description"], f"{source}: description"),
+            instructions=tuple(instructions),
+            extraction_questions=by_use["extraction"],
+            evaluation_questions=by_use["evaluation"],
+            rubric=rubric,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: two trait files with the same fingerprint make the same vector."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def _mapping(value: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: expected a mapping with the keys {', '.join(keys)}, found {_kind(value)}")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise InputError(f"{where}: missing key {missing[0]!r}; expected {', '.join(keys)}")
+    unknown = [str(key) for key in value if key not in keys]
+    if unknown:
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(keys)}")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where}: expected a list of at least one entry, found {_kind(value)}")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: expected text, found {_kind(value)}")
+    return value.strip()
+
+
+def _kind(value: Any) -> str:
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return "nothing"
+    return f"{type(value).__name__} {value!r}"[:80]

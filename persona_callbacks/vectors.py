@@ -1,0 +1,279 @@
+"""Persona vectors: the data type, its file, and the arithmetic of steering with it."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.files import whole
+
+Position = Literal["prompt_last", "prompt_mean", "response_mean"]
+"""Where activations are read (Chen et al. 2025, A.3)."""
+POSITIONS: tuple[Position, ...] = get_args(Position)
+
+Layers = Literal["all", "chosen"] | Sequence[int]
+"""Layers to act on: all of 1..L, each vector's chosen one, or a list."""
+
+_FORMAT = "persona-callbacks/1"
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaVector:
+    """A trait's direction at every layer of one model (Chen et al. 2025, section 2.2).
+
+    Attributes:
+        trait: name of the trait.
+        directions: ``[num_layers + 1, hidden_size]`` float32, in activation units. Row ``i`` belongs to the residual
+            stream after ``i`` blocks; row 0 is the embedding output, the last row the last block's raw output.
+        layer: the chosen layer, at which projections are reported.
+        model_id: the model that the vector was extracted from.
+        model_revision: which weights of that model.
+        position: where the activations were read.
+        probes: questions on which shift is measured; never used in extraction.
+        counts: number of responses behind each mean, by ``trait`` and ``opposite``.
+        statistics: per-layer evidence, such as the held-out ``auc``.
+        trait_fingerprint: SHA-256 of the trait's content.
+        library_version: the version of this library that made it.
+    """
+
+    trait: str
+    directions: Tensor
+    layer: int
+    model_id: str
+    model_revision: str = ""
+    position: Position = "response_mean"
+    probes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    trait_fingerprint: str = ""
+    library_version: str = field(default_factory=lambda: version("persona-callbacks"))
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.directions.shape)
+        if len(shape) != 2 or shape[0] < 2 or shape[1] < 1 or self.directions.dtype != torch.float32:
+            raise InputError(
+                f"persona vector {self.trait!r}: expected directions of shape [num_layers + 1, hidden_size] in float32,"
+                f" found {list(shape)} in {self.directions.dtype}"
+            )
+        if self.position not in POSITIONS:
+            raise InputError(
+                f"persona vector {self.trait!r}: unknown position {self.position!r}; expected one of"
+                f" {', '.join(POSITIONS)}"
+            )
+        self.check_layer(self.layer)
+        broken = (~torch.isfinite(self.directions).all(dim=1)).nonzero().flatten().tolist()
+        if broken:
+            raise InputError(f"persona vector {self.trait!r}: values that are not finite at layers {broken}")
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of the model."""
+        return self.directions.shape[0] - 1
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.directions.shape[1]
+
+    def check_layer(self, layer: int) -> int:
+        """Return ``layer`` if the vector has it.
+
+        Raises:
+            InputError: it is no layer of the vector.
+        """
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= self.num_layers:
+            raise InputError(
+                f"persona vector {self.trait!r}: unknown layer {layer!r}; expected a whole number from 0 (embedding"
+                f" output) to {self.num_layers} (after the last block)"
+            )
+        return layer
+
+    def direction(self, layer: int | None = None) -> Tensor:
+        """One layer's direction ``[hidden_size]``; by default that of the chosen layer.
+
+        Raises:
+            InputError: unknown layer.
+        """
+        return self.directions[self.layer if layer is None else self.check_layer(layer)]
+
+    def unit_direction(self, layer: int | None = None) -> Tensor:
+        """The direction ``[hidden_size]`` scaled to length 1.
+
+        Raises:
+            InputError: unknown layer, or the direction there is zero.
+        """
+        direction = self.direction(layer)
+        norm = direction.norm()
+        if norm == 0:
+            raise InputError(
+                f"persona vector {self.trait!r}: the direction at layer {self.layer if layer is None else layer} is"
+                " zero; choose another layer"
+            )
+        return direction / norm
+
+    def check_fits(self, num_layers: int, hidden_size: int, model_id: str = "") -> None:
+        """Check that the vector belongs to a model of this depth and width; warn when its name differs.
+
+        Raises:
+            InputError: depth or width differ.
+        """
+        for what, own, other in (
+            ("hidden size", self.hidden_size, hidden_size),
+            ("depth (number of blocks)", self.num_layers, num_layers),
+        ):
+            if own != other:
+                raise InputError(
+                    f"persona vector {self.trait!r} (from {self.model_id}) does not fit the model"
+                    f" {model_id or '(unnamed)'}: its {what} is {own}, the model's is {other}"
+                )
+        # Local folders and hub names of one model share only their last part.
+        if model_id and _last_part(model_id) != _last_part(self.model_id):
+            warnings.warn(
+                f"persona vector {self.trait!r} was extracted from {self.model_id}, not from {model_id}; directions"
+                " of another model need not mean the same here",
+                stacklevel=3,
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the vector as safetensors, whole or not at all; returns the path."""
+        path = Path(path)
+        metadata = {
+            "format": _FORMAT,
+            "trait": self.trait,
+            "layer": json.dumps(self.layer),
+            "model_id": self.model_id,
+            "model_revision": self.model_revision,
+            "position": self.position,
+            "probes": json.dumps(self.probes),
+            "counts": json.dumps(dict(self.counts)),
+            "statistics": json.dumps({name: list(values) for name, values in self.statistics.items()}),
+            "trait_fingerprint": self.trait_fingerprint,
+            "library_version": self.library_version,
+        }
+        with whole(path) as scratch:
+            save_file({"directions": self.directions.contiguous().cpu()}, scratch, metadata=metadata)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PersonaVector":
+        """Read a vector written by :meth:`save`.
+
+        Raises:
+            InputError: no such file, or not a persona vector.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such persona vector file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise InputError(
+                        f"{path}: not a persona vector: metadata key 'format' is {metadata.get('format')!r}, expected"
+                        f" {_FORMAT!r}"
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            parsed: dict[str, Any] = {
+                key: json.loads(metadata[key]) for key in ("layer", "probes", "counts", "statistics")
+            }
+            return cls(
+                trait=metadata["trait"],
+                directions=tensors["directions"],
+                layer=parsed["layer"],
+                model_id=metadata["model_id"],
+                model_revision=metadata["model_revision"],
+                position=metadata["position"],  # type: ignore[arg-type]  # checked when built
+                probes=tuple(parsed["probes"]),
+                counts=parsed["counts"],
+                statistics=parsed["statistics"],
+                trait_fingerprint=metadata["trait_fingerprint"],
+                library_version=metadata["library_version"],
+            )
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: not a readable persona vector: {error}") from error
+
+
+def steering_layers(vectors: Sequence[PersonaVector], layers: Layers) -> dict[str, list[int]]:
+    """The layers to steer at, ascending, for each trait.
+
+    Raises:
+        InputError: a layer that a vector does not have, or an empty or unknown choice.
+    """
+    chosen = {}
+    for vector in vectors:
+        if layers == "all":
+            chosen[vector.trait] = list(range(1, vector.num_layers + 1))
+        elif layers == "chosen":
+            chosen[vector.trait] = [vector.layer]
+        elif isinstance(layers, str) or not layers:
+            raise InputError(f"layers: expected 'all', 'chosen' or a list of layers, found {layers!r}")
+        else:
+            chosen[vector.trait] = sorted({vector.check_layer(layer) for layer in layers})
+    return chosen
+
+
+def incremental_directions(vector: PersonaVector, layers: Sequence[int]) -> dict[int, Tensor]:
+    """What to add at each of ``layers`` so that the sum up to any of them is the raw direction there.
+
+    The first layer gets its direction whole, each later one the difference from the layer before it in ``layers``
+    (Chen et al. 2025, J.3): the residual stream carries earlier additions on, so adding raw directions at every
+    layer would count them many times.
+    """
+    increments: dict[int, Tensor] = {}
+    below: Tensor | None = None
+    for layer in sorted(layers):
+        direction = vector.direction(layer)
+        increments[layer] = direction if below is None else direction - below
+        below = direction
+    return increments
+
+
+def steering_additions(
+    vectors: Sequence[PersonaVector], coefficients: Mapping[str, float], layers: Layers
+) -> dict[int, Tensor]:
+    """The vector ``[hidden_size]`` to add to the residual stream at each layer: the sum over traits of
+    coefficient · incremental direction.
+
+    Raises:
+        InputError: as for :func:`steering_layers`.
+    """
+    chosen = steering_layers(vectors, layers)
+    additions: dict[int, Tensor] = {}
+    for vector in vectors:
+        for layer, increment in incremental_directions(vector, chosen[vector.trait]).items():
+            addition = coefficients[vector.trait] * increment
+            additions[layer] = additions[layer] + addition if layer in additions else addition
+    return additions
+
+
+def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]:
+    """Return the vectors as a tuple if there is at least one, one per trait, all of one shape.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if isinstance(vectors, PersonaVector) or not all(isinstance(vector, PersonaVector) for vector in vectors):
+        raise InputError("vectors: expected a list of PersonaVector")
+    if not vectors:
+        raise InputError("vectors: expected at least one persona vector, found none")
+    traits = [vector.trait for vector in vectors]
+    repeated = sorted({trait for trait in traits if traits.count(trait) > 1})
+    if repeated:
+        raise InputError(f"vectors: more than one for the trait {repeated[0]!r}; expected one per trait")
+    shapes = {vector.trait: list(vector.directions.shape) for vector in vectors}
+    if len({tuple(shape) for shape in shapes.values()}) > 1:
+        raise InputError(f"vectors: of different models, the shapes of their directions are {shapes}")
+    return tuple(vectors)
+
+
+def _last_part(model_id: str) -> str:
+    return PurePosixPath(model_id.rstrip("/")).name.casefold()
