@@ -90,7 +90,7 @@ class LoraFineTuning(LightningModule):
         super().__init__()
         if isinstance(model, PeftModel) or getattr(model, "peft_config", None):
             raise InputError("LoraFineTuning: expected a bare model, found one with an adapter")
-        self.model = get_peft_model(model, lora)
+        self.model = get_peft_model(model, lora).train()
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
