@@ -88,7 +88,9 @@ def _messages(line: str, source: str) -> tuple[Message, ...]:
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
     else:
         found = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
-        raise InputError(f"{source}: expected an object with 'messages', or with 'prompt' and 'response'; found {found}")
+        raise InputError(
+            f"{source}: expected an object with 'messages', or with 'prompt' and 'response'; found {found}"
+        )
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{source}: messages: expected a list of at least one message")
     for position, message in enumerate(messages, start=1):
@@ -160,7 +162,9 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
             last response within ``max_length``.
     """
     if not tokenizer.is_fast:
-        raise InputError(f"{tokenizer.name_or_path}: expected a fast tokenizer (it gives token offsets), found a slow one")
+        raise InputError(
+            f"{tokenizer.name_or_path}: expected a fast tokenizer (it gives token offsets), found a slow one"
+        )
     messages = list(chat.messages)
     text = render(messages, tokenizer)
     turns = []
@@ -172,8 +176,8 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
             start = text.find(content, len(opening))
             if not text.startswith(opening) or start < 0:
                 raise InputError(
-                    f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant turn"
-                    f" {index + 1} after its prompt, so prompt and response cannot be told apart"
+                    f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant"
+                    f" turn {index + 1} after its prompt, so prompt and response cannot be told apart"
                 )
             end = start + len(content)
             turns.append((start, end, len(closing) if text.startswith(closing) else end))
@@ -205,8 +209,10 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
 
 
 def pad(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, Tensor]:
-    """Right-padded ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss is taken), each ``[batch, length]``
-    int64."""
+    """Right-padded ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss is taken).
+
+    Each is ``[batch, length]`` int64.
+    """
     length = max(len(chat.input_ids) for chat in chats)
     shape = (len(chats), length)
     batch = {

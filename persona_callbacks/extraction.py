@@ -52,7 +52,11 @@ class ExtractionSettings:
             raise InputError(
                 f"extraction.position: unknown position {self.position!r}; expected one of {', '.join(POSITIONS)}"
             )
-        for name, value in (("rollouts", self.rollouts), ("questions", self.questions), ("batch_size", self.batch_size)):
+        for name, value in (
+            ("rollouts", self.rollouts),
+            ("questions", self.questions),
+            ("batch_size", self.batch_size),
+        ):
             if value is not None and value < 1:
                 raise InputError(f"extraction.{name}: expected at least 1, found {value}")
 
@@ -162,9 +166,7 @@ def _difference(
                     f"trait {trait.name!r}: of {len(responses)} responses generated, no usable one is left under the"
                     f" {name} instructions for every second question; use more questions or rollouts"
                 )
-    chats = [
-        Chat((*conditions[index].prompt(), {"role": "assistant", "content": responses[index]})) for index in kept
-    ]
+    chats = [Chat((*conditions[index].prompt(), {"role": "assistant", "content": responses[index]})) for index in kept]
     encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
     layers = range(residual.dimensions(loaded.model).num_layers + 1)
     with _progress(console) as progress:
@@ -197,7 +199,8 @@ def _difference(
 
 def _mean_difference(read: Tensor, shows: Tensor) -> Tensor:
     """``[layers, hidden_size]`` from activations ``[responses, layers, hidden_size]``; summed in float64, since the gap
-    between two means can be tiny beside the means."""
+    between two means can be tiny beside the means.
+    """
     return (read[shows].double().mean(dim=0) - read[~shows].double().mean(dim=0)).float()
 
 

@@ -28,6 +28,6 @@ def whole(path: str | Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield scratch / path.name
-        os.replace(scratch / path.name, path)
+        (scratch / path.name).replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,16 +1,19 @@
 """LoRA fine-tuning of a causal language model on chats: a module and a data module for those without their own."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from persona_callbacks import metrics
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat, pad, pad_token
@@ -49,16 +52,51 @@ class ChatData(LightningDataModule):
         self.seed = seed
         self.chats = [encode_chat(chat, tokenizer, max_length) for chat in chats]
 
-    def train_dataloader(self) -> StatefulDataLoader[EncodedChat]:
+    def train_dataloader(self) -> "ResumableLoader":
         """Batches of ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, length]``."""
+        assert self.trainer is not None
         pad_id = pad_token(self.tokenizer)
-        return StatefulDataLoader(
-            self.chats,
+        chats = cast("Dataset[Any]", self.chats)
+        return ResumableLoader(
+            chats,
             batch_size=self.batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(self.seed),
+            sampler=_Order(chats, self.trainer.world_size, self.trainer.global_rank, seed=self.seed),
             collate_fn=lambda chats: pad(chats, pad_id),
+            generator=torch.Generator(),  # else each pass would draw from the random state that dropout uses
         )
+
+
+class _Order(DistributedSampler[int]):
+    """A process's share of the samples, in an order that follows from seed and epoch alone."""
+
+    skip = 0
+    """Samples to leave out at the start of the next pass."""
+
+    def __iter__(self) -> Iterator[int]:
+        skip, self.skip = self.skip, 0
+        return islice(super().__iter__(), skip, None)
+
+
+class ResumableLoader(DataLoader[EncodedChat]):
+    """A loader that Lightning can ask for its place, and put back there, in the middle of an epoch."""
+
+    sampler: _Order
+    _given = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]  # Lightning takes any iterator
+        """Batches from where the loader was put, else from the start."""
+        self._given = self.sampler.skip // (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches given in the current epoch; none after its last."""
+        return {"batches": self._given % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin the next pass after so many batches."""
+        self.sampler.skip = state_dict["batches"] * (self.batch_size or 1)
 
 
 class LoraFineTuning(LightningModule):
@@ -98,6 +136,7 @@ class LoraFineTuning(LightningModule):
         self.epoch_loss = MeanMetric()
         self.epoch_loss.persistent(True)
         self.strict_loading = False
+        self._random_states: dict[str, Any] = {}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss per response token."""
@@ -115,6 +154,14 @@ class LoraFineTuning(LightningModule):
         """Log the epoch's mean loss."""
         self.log(metrics.EPOCH_LOSS, self.epoch_loss.compute())
 
+    def on_train_start(self) -> None:
+        """Go on with the checkpoint's random state, so that a resumed run draws the dropout it would have drawn."""
+        states, self._random_states = self._random_states, {}
+        if "cpu" in states:
+            torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state_all(states["cuda"])
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, and its schedule per optimizer step."""
         optimizer = torch.optim.AdamW(
@@ -122,15 +169,26 @@ class LoraFineTuning(LightningModule):
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, steps)
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return step / self.warmup_steps
+            # Asked for only once training runs: earlier, Lightning would set the data up before it restores a
+            # checkpoint, and lose the loader's place.
+            total = self.trainer.estimated_stepping_batches if step else math.inf
+            return max(0.0, 1 - (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+
+        schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen base model out."""
+        """Leave the frozen base model out, and add the random state."""
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 del checkpoint["state_dict"][name]
+        checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make sure that the whole adapter is there, since loading is not strict.
@@ -142,9 +200,10 @@ class LoraFineTuning(LightningModule):
         missing = sorted(trained - checkpoint["state_dict"].keys())
         if missing:
             raise InputError(
-                f"checkpoint: it lacks {len(missing)} of the adapter's weights, for example {missing[0]}; resume with the"
-                " LoRA configuration that it was made with"
+                f"checkpoint: it lacks {len(missing)} of the adapter's weights, for example {missing[0]}; resume with"
+                " the LoRA configuration that it was made with"
             )
+        self._random_states = checkpoint["random_states"]
 
     def save_adapter(self, folder: str) -> None:
         """Write the adapter in PEFT's format."""

@@ -14,7 +14,8 @@ from persona_callbacks.chats import Message, encode_prompt, pad_token
 @dataclass(frozen=True)
 class Sampling:
     """How responses are generated; temperature 0 is greedy. ``batch_size`` is part of it, since a batch shares one
-    stream of random numbers."""
+    stream of random numbers.
+    """
 
     max_new_tokens: int = 48
     temperature: float = 1.0

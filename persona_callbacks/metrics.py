@@ -31,7 +31,8 @@ def coefficient(trait: str) -> str:
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Write values to every logger at the number of optimizer steps taken, and to ``trainer.callback_metrics``, where
-    early stopping and checkpointing look for what they monitor."""
+    early stopping and checkpointing look for what they monitor.
+    """
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
     if trainer.is_global_zero:
         for logger in trainer.loggers:

@@ -54,10 +54,10 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
     """Load what ``source`` names.
 
     Raises:
-        InputError: a folder or package that is not there, a model that is no causal language model, or an unknown dtype.
+        InputError: a folder or package that is not there, no causal language model, or an unknown dtype.
     """
     dtype = getattr(torch, source.dtype, None)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype: unknown dtype {source.dtype!r}; expected float32, bfloat16 or float16")
     if source.gguf:
         location: str | Path = converted_gguf(source.gguf, source.id, console or Console(stderr=True))
@@ -71,7 +71,9 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
         config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{location}: not a model that transformers can load: {error}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    # transformers loads an encoder as a causal model if its family has one, with a random head.
+    if not isinstance(causal, type) or (config.architectures and causal.__name__ not in config.architectures):
         raise InputError(
             f"{location}: expected a causal language model, found model type {config.model_type!r}"
             f" ({', '.join(config.architectures or []) or 'no architecture named'})"
@@ -86,7 +88,8 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
 
 def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, shapes, and a few evenly spaced values of all weights: cheap at any size, and different
-    for a fine-tuned copy."""
+    for a fine-tuned copy.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()
@@ -97,7 +100,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def converted_gguf(gguf: str, model_id: str, console: Console) -> Path:
-    """The folder of a GGUF file's model in transformers' format, made on first use and checked to hold the same weights.
+    """The folder of a GGUF file's model in transformers' format, made on first use and checked to hold its weights.
 
     transformers marks a model loaded from GGUF as quantized and refuses to save it, and PEFT would treat it as such:
     a conversion once is simpler for everything after.

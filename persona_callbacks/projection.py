@@ -95,7 +95,8 @@ def projections(
     batch_size: int = 16,
 ) -> Tensor:
     """Projection of each chat's activation on each vector's unit direction at its chosen layer, in activation units:
-    ``[chats, vectors]`` float32 on the model's device."""
+    ``[chats, vectors]`` float32 on the model's device.
+    """
     layers = sorted({vector.layer for vector in vectors})
     read = activations(model, tokenizer, chats, layers, [position], batch_size)[:, 0]
     units = torch.stack([vector.unit_direction() for vector in vectors]).to(read.device)

@@ -5,7 +5,7 @@ writer's hook always runs before a reader's at the same layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,9 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
     base = _base(model)
     depth = getattr(base.config.get_text_config(), "num_hidden_layers", None)
     lists = [
-        (name, child) for name, child in base.named_modules() if isinstance(child, nn.ModuleList) and len(child) == depth
+        (name, child)
+        for name, child in base.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
     ]
     if not lists:
         raise InputError(
@@ -94,7 +96,7 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def _attach(blocks: nn.ModuleList, layer: int, edit: _Edit, *, first: bool) -> RemovableHandle:
-    """Call ``edit`` with the residual stream ``[batch, length, hidden_size]`` at a layer; what it returns replaces it."""
+    """Call ``edit`` with the stream ``[batch, length, hidden_size]`` at a layer; what it returns replaces it."""
     if layer == 0:
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,13 +117,11 @@ def _attach(blocks: nn.ModuleList, layer: int, edit: _Edit, *, first: bool) -> R
     return blocks[layer - 1].register_forward_hook(after, prepend=first)
 
 
-class _LastLayerRead(Exception):
+class _LastLayerRead(Exception):  # noqa: N818, no error
     """Ends a forward pass once the highest layer that is needed has been read."""
 
 
-def read(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, weights: Tensor, layers: Sequence[int]
-) -> Tensor:
+def read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, weights: Tensor, layers: Sequence[int]) -> Tensor:
     """Weighted sums of the residual stream over tokens, in float32. The layers above the highest of ``layers`` and the
     language-model head are not run.
 
@@ -152,10 +152,8 @@ def read(
     with ExitStack() as stack:
         for layer in dict.fromkeys(layers):
             stack.callback(_attach(blocks, layer, reader(layer), first=False).remove)
-        try:
+        with suppress(_LastLayerRead):
             model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        except _LastLayerRead:
-            pass
     return torch.stack([sums[layer] for layer in layers], dim=2)
 
 
@@ -225,12 +223,14 @@ class ResidualWriter:
 
     def write(self, additions: Mapping[int, Tensor]) -> None:
         """Set what is added: per layer ``[hidden_size]``, in activation units. Never call it between a forward pass and
-        its backward pass, which may run the forward again."""
+        its backward pass, which may run the forward again.
+        """
         self._additions = {layer: addition for layer, addition in additions.items() if addition.any()}
 
     def silent_layers(self) -> list[int] | None:
         """Layers with something to add that no forward pass has changed since the writer was attached; ``None`` after
-        the first such check, which ends the bookkeeping."""
+        the first such check, which ends the bookkeeping.
+        """
         if self._changed is None or not self._additions:
             return None
         changed, self._changed = self._changed, None
@@ -280,7 +280,8 @@ class BatchReader:
 
     def take(self) -> Tensor | None:
         """Stop, and return ``[len(layers), hidden_size]`` float32, NaN where no token was marked; ``None`` when no pass
-        of the mask's shape was seen."""
+        of the mask's shape was seen.
+        """
         means, self._mask, self._means = self._means, None, {}
         if len(means) < len(self._layers):
             return None

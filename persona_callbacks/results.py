@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
@@ -56,9 +57,7 @@ def write_json(path: Path, content: object) -> None:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def summary(
-    results: Sequence[RunResult], questions: Sequence[str], base_answers: Sequence[str]
-) -> RenderableType:
+def summary(results: Sequence[RunResult], questions: Sequence[str], base_answers: Sequence[str]) -> RenderableType:
     """A table of the runs, and their answers side by side."""
     runs = Table(title="Fine-tuning runs")
     runs.add_column("run")
@@ -97,8 +96,13 @@ def trajectory_figure(results: Sequence[RunResult], questions: Sequence[str], ti
     for column, trait in enumerate(traits):
         axes = figure.add_subplot(grid[0, column])
         axes.axhline(0, color="0.6", linewidth=1)
-        axes.annotate("base model", (1, 0), xycoords=("axes fraction", "data"), xytext=(-4, -4), color="0.45", fontsize=8,
-                      textcoords="offset points", ha="right", va="top")  # fmt: skip
+        place: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+            "ha": "right",
+            "va": "top",
+        }
+        axes.annotate("base model", (1, 0), xytext=(-4, -4), color="0.45", fontsize=8, **place)
         for result, colour in zip(results, colours, strict=False):
             steps = [reading.step for reading in result.readings]
             shifts = [reading.shift[trait] for reading in result.readings]

@@ -118,7 +118,8 @@ class PersonaVector:
                 f"persona vector {self.trait!r}: the direction at layer {self.layer if layer is None else layer} is"
                 " zero; choose another layer"
             )
-        return direction / norm
+        unit: Tensor = direction / norm
+        return unit
 
     def check_fits(self, num_layers: int, hidden_size: int, model_id: str = "") -> None:
         """Check that the vector belongs to a model of this depth and width; warn when its name differs.

@@ -44,8 +44,9 @@ SIZES = {**SHAPE, "intermediate_size": 48, "max_position_embeddings": 256}
 FAMILIES = {
     "llama": lambda: LlamaConfig(**SIZES, num_key_value_heads=2),
     "qwen3": lambda: Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
-    "gpt2": lambda: GPT2Config(vocab_size=400, n_embd=32, n_layer=4, n_head=4, n_positions=256,
-                               resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=400, n_embd=32, n_layer=4, n_head=4, n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    ),
     "gemma2": lambda: Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
 }
@@ -74,12 +75,16 @@ def tiny_model(family: str = "llama", *, peft: bool = False, seed: int = 0) -> t
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2)
     if peft:
-        lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        lora = LoraConfig(
+            r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+        )
         model = get_peft_model(model, lora)
     return model
 
 
-def make_vector(trait: str = "evil", *, layer: int = 3, layers: int = 4, width: int = 32, seed: int = 1) -> PersonaVector:
+def make_vector(
+    trait: str = "evil", *, layer: int = 3, layers: int = 4, width: int = 32, seed: int = 1
+) -> PersonaVector:
     directions = torch.randn(layers + 1, width, generator=torch.Generator().manual_seed(seed))
     return PersonaVector(trait=trait, directions=directions, layer=layer, model_id="", probes=QUESTIONS)
 

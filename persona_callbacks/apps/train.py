@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +14,13 @@ from typing import Any
 import hydra
 import torch
 import wandb
-from hydra.errors import InstantiationException
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from peft import LoraConfig
 from rich.console import Console
@@ -27,7 +28,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from persona_callbacks import metrics
+from persona_callbacks import metrics, residual
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.callbacks import PersonaMonitor, PreventativeSteering
 from persona_callbacks.chats import Chat, read_chats
@@ -39,7 +40,7 @@ from persona_callbacks.generation import Sampling, generate
 from persona_callbacks.models import ModelSource, load_model
 from persona_callbacks.results import RunResult, summary, trajectory_figure, write_json
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import PersonaVector, check_vectors, steering_layers
+from persona_callbacks.vectors import PersonaVector
 
 
 @dataclass(frozen=True)
@@ -74,29 +75,32 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         InputError: input that cannot be used; before any long work.
     """
     console = Console()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
+    _quiet_libraries()
     source: ModelSource = instantiate(cfg.model)
     extraction: ExtractionSettings = instantiate(cfg.extraction)
-    traits = [Trait.from_mapping(OmegaConf.to_container(t), f"trait={name}") for name, t in cfg.get("traits", {}).items()]
+    traits = [
+        Trait.from_mapping(OmegaConf.to_container(t), f"trait={name}") for name, t in cfg.get("traits", {}).items()
+    ]
     chats = read_chats(cfg.data.path)[: cfg.data.max_samples]
     instantiate(cfg.lora)
     from_files = [PersonaVector.load(path) for path in cfg.vectors]
-    # Told here rather than after minutes of extraction.
     _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
+
+    loaded = load_model(source, console)
+    nn.Module.to(loaded.model, _device(cfg))
+    shape = residual.dimensions(loaded.model)
+    for vector in from_files:
+        vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
+    # What is wrong with the callbacks' settings is told here, on stand-ins, rather than after minutes of extraction.
+    ones = torch.ones(shape.num_layers + 1, shape.hidden_size)
+    stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions) for t in traits]
+    _callbacks(cfg, [*from_files, *stand_ins], steer=True)
+    ChatData(chats, loaded.tokenizer, max_length=cfg.data.max_length)
 
     study_id, resumed = _open_folder(folder, cfg)
     if resumed:
         console.print(f"Going on with the interrupted run in {folder}")
-    loaded = load_model(source, console)
-    loaded.model.to(_device(cfg))
-    for vector in from_files:
-        config = loaded.model.config.get_text_config()
-        vector.check_fits(config.num_hidden_layers, config.hidden_size, loaded.id)
-        _check_steering(cfg, vector)
-    ChatData(chats, loaded.tokenizer, max_length=cfg.data.max_length)  # a chat that cannot be encoded is found now
     vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]
-    check_vectors(vectors)
     for vector in vectors:
         auc = vector.statistics.get("auc")
         quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""
@@ -138,17 +142,16 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     lora: LoraConfig = instantiate(cfg.lora)
     module = LoraFineTuning(loaded.model, lora, cfg.learning_rate, cfg.warmup_steps)
     data = ChatData(study.chats, loaded.tokenizer, cfg.data.batch_size, cfg.data.max_length, cfg.seed)
-    monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True)(vectors=study.vectors)
+    monitor, steering = _callbacks(cfg, study.vectors, steer=steer)
     saver = ModelCheckpoint(
-        folder, filename="last", save_top_k=1, every_n_train_steps=cfg.checkpoint_every_n_steps, enable_version_counter=False
+        folder,
+        filename="last",
+        every_n_train_steps=cfg.checkpoint_every_n_steps,
+        enable_version_counter=False,
     )
-    callbacks: list[Callback] = [monitor, saver, RichProgressBar(leave=True)]
-    coefficients: dict[str, float] = {}
-    if steer:
-        chosen = [v for v in study.vectors if v.trait in _steered(cfg, [v.trait for v in study.vectors])]
-        steering: PreventativeSteering = instantiate(cfg.steering.callback, _partial_=True)(vectors=chosen)
+    callbacks: list[Callback] = [monitor, saver, _Progress(leave=True)]
+    if steering is not None:
         callbacks.append(steering)
-        coefficients = steering.coefficients
     loggers = _loggers(cfg, study, name, folder)
     for logger in loggers:
         logger.log_hyperparams({**_content(cfg), "steered": steer})
@@ -162,14 +165,24 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
                 module.save_adapter(str(scratch))
         answers = _answer(module.model.to(_device(cfg)), loaded.tokenizer, study)
         metrics.log_table(trainer, "answers", ["question", "answer"], [*zip(study.questions, answers, strict=True)])
+        coefficients = dict(steering.coefficients) if steering is not None else {}
         loss = float(trainer.callback_metrics[metrics.EPOCH_LOSS])
-        result = RunResult(name, loss, tuple(monitor.readings), dict(coefficients), tuple(answers), seconds)
+        result = RunResult(name, loss, tuple(monitor.readings), coefficients, tuple(answers), seconds)
         result.save(result_file)
     except BaseException:
         wandb.finish(exit_code=1)
         raise
     wandb.finish()
     return result
+
+
+class _Progress(RichProgressBar):
+    """Without the loggers' version number, which names nothing here."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return dict(metrics)
 
 
 def _answer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, study: _Study) -> list[str]:
@@ -199,10 +212,16 @@ def _steered(cfg: DictConfig, traits: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _check_steering(cfg: DictConfig, vector: PersonaVector) -> None:
-    if cfg.steering.callback is not None:
-        layers = cfg.steering.callback.get("layers", "all")
-        steering_layers([vector], layers if isinstance(layers, str) else list(layers))
+def _callbacks(
+    cfg: DictConfig, vectors: Sequence[PersonaVector], *, steer: bool
+) -> tuple[PersonaMonitor, PreventativeSteering | None]:
+    """The monitor of all traits, and the steering of those to steer."""
+    monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True)(vectors=vectors)
+    if not steer or cfg.steering.callback is None:
+        return monitor, None
+    traits = _steered(cfg, [vector.trait for vector in vectors])
+    chosen = [vector for vector in vectors if vector.trait in traits]
+    return monitor, instantiate(cfg.steering.callback, _partial_=True, _convert_="all")(vectors=chosen)
 
 
 def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Logger]:
@@ -220,6 +239,18 @@ def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Lo
     return [instantiate(logger) for logger in filled.logger.values()]
 
 
+def _quiet_libraries() -> None:
+    """Hide what other libraries say about themselves; what concerns the user's run stays."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",
+        r".*is_gradient_checkpointing",
+        r"Checkpoint directory .* exists",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def _device(cfg: DictConfig) -> torch.device:
     """Where extraction and answers are computed: where training is."""
     found = torch.accelerator.current_accelerator() if cfg.trainer.accelerator != "cpu" else None
@@ -228,7 +259,7 @@ def _device(cfg: DictConfig) -> torch.device:
 
 def _content(cfg: DictConfig) -> dict[str, Any]:
     with open_dict(cfg):
-        content = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "run"]))
+        content = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "run"]))
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 

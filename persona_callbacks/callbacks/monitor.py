@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks import metrics, residual
-from persona_callbacks.chats import EncodedChat, encode_prompt
+from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.projection import projections
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors
@@ -20,7 +20,7 @@ from persona_callbacks.vectors import PersonaVector, Position, check_vectors
 
 @dataclass(frozen=True)
 class Reading:
-    """What the probes showed after ``step`` optimizer steps: per trait, mean projection and shift, in activation units."""
+    """What the probes showed after ``step`` optimizer steps: projection and shift by trait, in activation units."""
 
     step: int
     projection: Mapping[str, float]
@@ -31,9 +31,9 @@ class PersonaMonitor(Callback):
     """Measure the shift of every trait on held-out probes throughout training. It changes nothing in the run.
 
     Before step 1, every ``every_n_steps`` optimizer steps and at the end, each trait's probes are run once, unsteered
-    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. The baseline is the
-    base model at the start of the fit: adapters disabled where there are some, else the weights as they are then. With
-    several processes, each runs its share of the probes.
+    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. The baseline is
+    the base model at the start of the fit: adapters disabled where there are some, else the weights as they are then.
+    With several processes, each runs its share of the probes.
 
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
@@ -136,9 +136,7 @@ class PersonaMonitor(Callback):
             self._read(trainer)
         self._step_seen = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read this batch's response tokens when the model is run on them."""
         assert self._reader is not None
         mask = _response_tokens(batch)
@@ -162,7 +160,8 @@ class PersonaMonitor(Callback):
         if trainer.global_step == self._step_seen:
             return  # gradients are still being accumulated
         self._step_seen = trainer.global_step
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
+        if trainer.global_step % every == 0:
             self._log_batches(trainer)
         if trainer.global_step % self.every_n_steps == 0:
             self._read(trainer)
@@ -202,9 +201,7 @@ class PersonaMonitor(Callback):
         chats, belongs = self._encoded[share], self._belongs[share].to(residual.device_of(self._model))
         sums = torch.zeros(2, len(self.vectors), dtype=torch.float64, device=belongs.device)
         if chats:
-            projected = projections(
-                self._model, self._tokenizer, chats, self.vectors, self.position, self.batch_size
-            )
+            projected = projections(self._model, self._tokenizer, chats, self.vectors, self.position, self.batch_size)
             sums[0] = (projected * belongs).sum(dim=0, dtype=torch.float64)
             sums[1] = belongs.sum(dim=0)
         sums = _sum_over_processes(trainer, sums)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from persona_callbacks import metrics, residual
 from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_additions
@@ -81,9 +81,7 @@ class PreventativeSteering(Callback):
         self._writer = residual.ResidualWriter(model, sorted(self._additions))
         self._writer.write(self._additions)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to steer."""
         assert self._writer is not None
         self._writer.active = True
@@ -101,12 +99,12 @@ class PreventativeSteering(Callback):
         silent = self._writer.silent_layers()
         if silent:
             raise MisconfigurationException(
-                f"PreventativeSteering: the first training batch was not steered at layers {silent}. Either the training"
-                " step does not run the model's own blocks, the model was compiled and run before the fit (run it first"
-                " inside the fit), or the coefficient vanishes in the model's dtype"
+                f"PreventativeSteering: the first training batch was not steered at layers {silent}. Either the"
+                " training step does not run the model's own blocks, the model was compiled and run before the fit"
+                " (run it first inside the fit), or the coefficient vanishes in the model's dtype"
             )
-        due = trainer.global_step % trainer.log_every_n_steps == 0
-        if due and trainer.global_step != self._logged_at:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
+        if trainer.global_step % every == 0 and trainer.global_step != self._logged_at:
             self._log(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,0 +1,72 @@
+"""What is written, read back from W&B's offline file and from CSV."""
+
+import csv
+import json
+import struct
+
+import pytest
+import wandb
+from conftest import ForeignModule, fit, make_vector, tiny_model
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from wandb.proto.wandb_internal_pb2 import Record
+
+from persona_callbacks import PersonaMonitor, PreventativeSteering
+
+METRICS = [
+    "persona/evil/projection", "persona/evil/shift", "persona/evil/batch_projection", "steering/evil/coefficient",
+]  # fmt: skip
+
+
+def read_offline_run(path):
+    """Records of a ``run-*.wandb`` file: a 7-byte header, then 32 KiB blocks of (crc, length, type, payload)."""
+    data = path.read_bytes()[7:]
+    position, first_block, record = 0, 32768 - 7, b""
+    while position + 7 <= len(data):
+        left = (first_block - position) % 32768 or 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or last part
+            yield Record.FromString(record)
+            record = b""
+
+
+def history(folder):
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    for record in read_offline_run(path):
+        if record.HasField("history"):
+            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+
+
+@pytest.fixture
+def run(tokenizer, tmp_path):
+    logger = WandbLogger(project="test", name="unit", save_dir=tmp_path, offline=True)
+    module = ForeignModule(tiny_model(peft=True), tokenizer)
+    callbacks = [PersonaMonitor([make_vector()], every_n_steps=2), PreventativeSteering([make_vector()], 0.5)]
+    fit(module, callbacks, tmp_path, logger=[logger, CSVLogger(tmp_path, name="", version="csv")])
+    wandb.finish()
+    return tmp_path, callbacks[0]
+
+
+def test_offline_wandb_file_holds_every_metric_with_increasing_steps(run):
+    folder, monitor = run
+    rows = list(history(folder))
+    for name in METRICS:
+        steps = [row["trainer/global_step"] for row in rows if name in row]
+        assert steps, f"{name} is not in the run file"
+        assert steps == sorted(set(steps)), name
+    shifts = {row["trainer/global_step"]: row["persona/evil/shift"] for row in rows if "persona/evil/shift" in row}
+    assert shifts == {reading.step: pytest.approx(reading.shift["evil"]) for reading in monitor.readings}
+    assert {row["steering/evil/coefficient"] for row in rows if "steering/evil/coefficient" in row} == {0.5}
+
+
+def test_csv_beside_it_holds_the_same(run):
+    folder, monitor = run
+    with (folder / "csv" / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    found = {int(row["step"]): float(row["persona/evil/shift"]) for row in rows if row["persona/evil/shift"]}
+    assert found == {reading.step: pytest.approx(reading.shift["evil"]) for reading in monitor.readings}
+    assert all(any(row[name] for row in rows) for name in METRICS)
