@@ -11,17 +11,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 from persona_callbacks import residual
-from persona_callbacks.chats import Chat, Message, encode_chat
+from persona_callbacks.chats import Chat, EncodedChat, Message, encode_chat, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import cache_dir
 from persona_callbacks.generation import Sampling, iterate_responses
+from persona_callbacks.layer_choice import effect_layers, held_out_auc, mean_difference, steering_effect
 from persona_callbacks.models import LoadedModel, weights_fingerprint
 from persona_callbacks.projection import activations
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import POSITIONS, PersonaVector, Position
+
+_METHOD = 2
+"""Part of the cache key: raised when the same responses would give another vector."""
+_EFFECT_RESPONSES = 12
+"""Responses of each kind on which the steering effect of a layer is measured."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,8 @@ def persona_vector(
     """
     console = console or Console(stderr=True)
     revision = weights_fingerprint(loaded.model)
-    key = hashlib.sha256(
-        json.dumps([revision, trait.fingerprint, asdict(settings)], sort_keys=True).encode()
-    ).hexdigest()[:12]
+    made_from = [_METHOD, revision, trait.fingerprint, asdict(settings)]
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_dir() / "vectors" / loaded.id.rpartition("/")[2]
     file = folder / f"{trait.name}-{key}.safetensors"
     if file.is_file():
@@ -180,62 +184,55 @@ def _difference(
             settings.batch_size,
             advance=lambda done: progress.advance(task, done),
         )[:, 0].cpu()
-    directions = _mean_difference(read, shows)
-    auc = _held_out_auc(read, shows, fold)
-    counts = {"trait": int(shows.sum()), "opposite": int((~shows).sum())}
+    directions = mean_difference(read, shows)
+    auc = held_out_auc(read, shows, fold)
+    effects = _steering_effects(loaded, conditions, responses, kept, directions, console)
     return PersonaVector(
         trait=trait.name,
         directions=directions,
-        layer=_best_layer(auc, tuple(counts.values())),
+        layer=max(effects, key=effects.__getitem__),
         model_id=loaded.id,
         model_revision=revision,
         position=settings.position,
         probes=trait.evaluation_questions,
-        counts=counts,
-        statistics={"auc": [round(value, 6) for value in auc.tolist()]},
+        counts={"trait": int(shows.sum()), "opposite": int((~shows).sum())},
+        statistics={
+            "auc": [round(value, 6) for value in auc.tolist()],
+            "steering_effect": [round(value, 6) for value in effects.values()],
+            "steering_effect_layers": list(effects),
+        },
         trait_fingerprint=trait.fingerprint,
     )
 
 
-def _mean_difference(read: Tensor, shows: Tensor) -> Tensor:
-    """``[layers, hidden_size]`` from activations ``[responses, layers, hidden_size]``; summed in float64, since the gap
-    between two means can be tiny beside the means.
-    """
-    return (read[shows].double().mean(dim=0) - read[~shows].double().mean(dim=0)).float()
+def _steering_effects(
+    loaded: LoadedModel,
+    conditions: Sequence[_Condition],
+    responses: Sequence[str],
+    kept: Sequence[int],
+    directions: Tensor,
+    console: Console,
+) -> dict[int, float]:
 
+    def some(wanted: bool) -> list[EncodedChat]:
+        side = [index for index in kept if conditions[index].shows_trait == wanted]
+        picked = side[:: math.ceil(len(side) / _EFFECT_RESPONSES)]
+        chats = [
+            Chat((conditions[index].prompt()[1], {"role": "assistant", "content": responses[index]}))
+            for index in picked
+        ]
+        return [encode_chat(chat, loaded.tokenizer) for chat in chats]
 
-def _held_out_auc(read: Tensor, shows: Tensor, fold: Tensor) -> Tensor:
-    """Per layer, how well the direction from one half of the questions ranks the responses to the other half."""
-    halves = []
-    for held_out in (0, 1):
-        inside, outside = fold != held_out, fold == held_out
-        directions = _mean_difference(read[inside], shows[inside])
-        scores = (read[outside] * directions).sum(dim=-1)
-        halves.append(torch.stack([binary_auroc(torch.sigmoid(_standard(s)), shows[outside].int()) for s in scores.T]))
-    return torch.stack(halves).mean(dim=0)
-
-
-def _standard(scores: Tensor) -> Tensor:
-    # torchmetrics takes values outside [0, 1] for logits and its sigmoid would saturate on raw projections.
-    return (scores - scores.mean()) / scores.std().clamp_min(1e-12)
-
-
-def _best_layer(auc: Tensor, counts: Sequence[int]) -> int:
-    """The lowest layer whose held-out AUC, averaged with its neighbours', is within two standard errors of the best.
-
-    A layer that is good by chance has poor neighbours, and of layers that cannot be told apart the lowest leaves the
-    model the most blocks to act on what it finds there.
-    """
-    smooth = auc.unfold(0, 3, 1).mean(dim=1)
-    best = float(smooth.max())
-    return int((smooth >= best - 2 * _auc_standard_error(best, *counts)).int().argmax()) + 1
-
-
-def _auc_standard_error(auc: float, positives: int, negatives: int) -> float:
-    """Hanley and McNeil (1982), equation 1."""
-    spread = auc * (1 - auc)
-    spread += (positives - 1) * (auc / (2 - auc) - auc**2) + (negatives - 1) * (2 * auc**2 / (1 + auc) - auc**2)
-    return math.sqrt(max(spread, 0.0) / (positives * negatives))
+    with _progress(console) as progress:
+        task = progress.add_task("Choosing the layer", total=len(effect_layers(directions.shape[0] - 1)))
+        return steering_effect(
+            loaded.model,
+            some(wanted=True),
+            some(wanted=False),
+            directions,
+            pad_token(loaded.tokenizer),
+            advance=lambda: progress.advance(task),
+        )
 
 
 def _progress(console: Console) -> Progress:

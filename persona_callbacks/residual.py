@@ -258,6 +258,18 @@ class ResidualWriter:
         return add
 
 
+@contextmanager
+def steered(model: nn.Module, additions: Mapping[int, Tensor]) -> Iterator[None]:
+    """Steer every forward pass inside the block: per layer, ``[hidden_size]`` is added at every token."""
+    writer = ResidualWriter(model, sorted(additions))
+    writer.write(additions)
+    writer.active = True
+    try:
+        yield
+    finally:
+        writer.remove()
+
+
 class BatchReader:
     """Reads the mean residual stream over marked tokens of each forward pass that happens anyway.
 

@@ -12,6 +12,7 @@ from persona_callbacks import InputError, PersonaVector, Trait, extraction
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.generation import Sampling, generate
+from persona_callbacks.layer_choice import held_out_auc, steering_effect
 from persona_callbacks.models import LoadedModel, ModelSource, load_model, weights_fingerprint
 
 TRAIT = Trait.from_mapping(
@@ -123,9 +124,37 @@ def test_held_out_auc_finds_the_layer_that_separates():
     read = torch.randn(80, 5, 16, generator=generator)
     shows, fold = torch.arange(80) % 2 == 0, torch.arange(80) // 2 % 2
     read[shows, 2] += 3
-    auc = extraction._held_out_auc(read, shows, fold)
+    auc = held_out_auc(read, shows, fold)
     assert auc[2] > 0.99
     assert (auc[[0, 1, 3, 4]] < 0.75).all()
+
+
+def test_steering_effect_is_the_rise_in_preference(tokenizer):
+    """Against the model with the vector written into a block's own bias-free output, one chat at a time."""
+    model = tiny_model().eval()
+    directions = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    chats = [
+        encode_chat(Chat(({"role": "user", "content": q}, {"role": "assistant", "content": q[::-1]})), tokenizer)
+        for q in QUESTIONS[:4]
+    ]
+
+    def preference():
+        scores = []
+        for chat in chats:
+            ids = torch.tensor([chat.input_ids])
+            with torch.no_grad():
+                log_p = model(input_ids=ids).logits.double().log_softmax(-1)[0]
+            marked = [i for i, on in enumerate(chat.response_mask) if on]
+            scores.append(sum(log_p[i - 1, chat.input_ids[i]].item() for i in marked) / len(marked))
+        return (scores[0] + scores[1]) / 2 - (scores[2] + scores[3]) / 2
+
+    found = steering_effect(model, chats[:2], chats[2:], directions, 0)
+    assert list(found) == [1, 2, 3]
+    before = preference()
+    for layer, effect in found.items():
+        handle = model.model.layers[layer - 1].register_forward_hook(lambda _, __, out, v=directions[layer]: out + v)
+        assert effect == pytest.approx(preference() - before, abs=1e-4)
+        handle.remove()
 
 
 @pytest.mark.parametrize(("position", "rollouts"), [("reponse", 1), ("response_mean", 0)])

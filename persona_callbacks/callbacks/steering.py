@@ -30,7 +30,7 @@ class PreventativeSteering(Callback):
     def __init__(
         self,
         vectors: Sequence[PersonaVector],
-        coefficient: float | Mapping[str, float] = 2.0,
+        coefficient: float | Mapping[str, float] = 1.0,
         layers: Layers = "all",
     ) -> None:
         """Check the arguments.
