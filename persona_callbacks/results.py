@@ -1,10 +1,10 @@
 """What a fine-tuning came to, kept as JSON beside it; and its pictures: a table for the terminal, a figure."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
@@ -96,13 +96,7 @@ def trajectory_figure(results: Sequence[RunResult], questions: Sequence[str], ti
     for column, trait in enumerate(traits):
         axes = figure.add_subplot(grid[0, column])
         axes.axhline(0, color="0.6", linewidth=1)
-        place: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "textcoords": "offset points",
-            "ha": "right",
-            "va": "top",
-        }
-        axes.annotate("base model", (1, 0), xytext=(-4, -4), color="0.45", fontsize=8, **place)
+        axes.text(0.01, 0, "base model", transform=axes.get_yaxis_transform(), color="0.45", fontsize=8, va="bottom")
         for result, colour in zip(results, colours, strict=False):
             steps = [reading.step for reading in result.readings]
             shifts = [reading.shift[trait] for reading in result.readings]
@@ -120,9 +114,9 @@ def trajectory_figure(results: Sequence[RunResult], questions: Sequence[str], ti
     if with_answers:
         panel = figure.add_subplot(grid[1, :])
         panel.axis("off")
-        panel.text(0, 1, f"“{questions[0]}”", va="top", style="italic", wrap=True)
+        panel.text(0, 1, f"“{questions[0]}”", va="top", style="italic", fontsize=9, wrap=True)
         for row, (result, colour) in enumerate(zip(results, colours, strict=False)):
-            answer = " ".join(result.answers[0].split())
-            panel.text(0, 0.72 - 0.4 * row, f"{result.name}:  {answer}", va="top", color=colour, wrap=True)
+            answer = textwrap.fill(f"{result.name}:  {' '.join(result.answers[0].split())}", width=110)
+            panel.text(0, 0.74 - 0.4 * row, answer, va="top", color=colour, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
