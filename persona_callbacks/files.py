@@ -21,13 +21,16 @@ def cache_dir() -> Path:
 def whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write a file or folder at, and rename it to ``path`` only if the block succeeds.
 
-    A file at ``path`` is replaced in one step. On any exception, an interrupt too, nothing is left behind.
+    A file at ``path`` is replaced in one step; a folder there is moved out of the way first. On any exception, an
+    interrupt too, nothing is left behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield scratch / path.name
+        if path.is_dir():
+            path.rename(scratch / "replaced")
         (scratch / path.name).replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -154,6 +154,11 @@ class LoraFineTuning(LightningModule):
         """Log the epoch's mean loss."""
         self.log(metrics.EPOCH_LOSS, self.epoch_loss.compute())
 
+    @property
+    def last_epoch_loss(self) -> float:
+        """Mean loss per response token over the last epoch, as trained (steering included)."""
+        return float(self.epoch_loss.compute())
+
     def on_train_start(self) -> None:
         """Go on with the checkpoint's random state, so that a resumed run draws the dropout it would have drawn."""
         states, self._random_states = self._random_states, {}

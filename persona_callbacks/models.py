@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,6 +139,4 @@ def converted_gguf(gguf: str, model_id: str, console: Console) -> Path:
         different = [key for key, value in quantized.state_dict().items() if not torch.equal(value, reloaded[key])]
         if different:
             raise RuntimeError(f"{file}: converted weights differ in {different[0]} and {len(different) - 1} more")
-        if folder.exists():  # another process was faster
-            shutil.rmtree(folder)
     return folder

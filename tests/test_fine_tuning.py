@@ -1,5 +1,6 @@
 """The library's own module and data module: resuming, checkpoints, adapters."""
 
+import contextlib
 import dataclasses
 
 import lightning.pytorch as pl
@@ -26,7 +27,7 @@ def run(tokenizer, folder, *, steer=0.7, stop_at=-1, resume=None):
     seed_everything(3, verbose=False)
     module = LoraFineTuning(tiny_model(), dataclasses.replace(LORA), learning_rate=1e-2, warmup_steps=2)
     data = ChatData(CHATS, tokenizer, batch_size=2, seed=3)
-    monitor = PersonaMonitor([make_vector()], every_n_steps=2)
+    monitor = PersonaMonitor([make_vector()], every_n_steps=5)
     saver = ModelCheckpoint(folder, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
     callbacks = [monitor, saver, PreventativeSteering([make_vector()], steer)]
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, log_every_n_steps=3,
@@ -41,25 +42,23 @@ def run(tokenizer, folder, *, steer=0.7, stop_at=-1, resume=None):
 
         module.training_step = step
     trainer.fit(module, data, ckpt_path=resume, weights_only=True if resume else None)
-    return module, monitor, {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return module, monitor
 
 
-@pytest.mark.parametrize("stop_at", [3, 8, 11, 16])  # an epoch has 8 steps
+@pytest.mark.parametrize("stop_at", [3, 8, 11, 16, 24])  # an epoch has 8 steps, the run 24
 def test_resumed_in_mid_epoch_equals_the_uninterrupted_bitwise(stop_at, tokenizer, tmp_path):
-    whole, monitor, logged = run(tokenizer, tmp_path / "whole")
-    with pytest.raises(SystemExit):
+    whole, monitor = run(tokenizer, tmp_path / "whole")
+    with pytest.raises(SystemExit) if stop_at < 24 else contextlib.nullcontext():
         run(tokenizer, tmp_path / "part", stop_at=stop_at)
-    resumed, resumed_monitor, resumed_logged = run(
-        tokenizer, tmp_path / "rest", resume=tmp_path / "part" / f"at-step={stop_at}.ckpt"
-    )
+    resumed, resumed_monitor = run(tokenizer, tmp_path / "rest", resume=tmp_path / "part" / f"at-step={stop_at}.ckpt")
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert monitor.readings == resumed_monitor.readings
-    assert logged["train/epoch_loss"] == resumed_logged["train/epoch_loss"]
+    assert whole.last_epoch_loss == resumed.last_epoch_loss
 
 
 def test_checkpoint_holds_the_adapter_only_and_nothing_of_steering(tokenizer, tmp_path):
-    module, _, _ = run(tokenizer, tmp_path)
+    module, _ = run(tokenizer, tmp_path)
     saved = torch.load(tmp_path / "at-step=8.ckpt", weights_only=True)["state_dict"]
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert {name for name in saved if "epoch_loss" not in name} == trained
@@ -68,7 +67,7 @@ def test_checkpoint_holds_the_adapter_only_and_nothing_of_steering(tokenizer, tm
 def test_saved_adapter_is_peft_s_own_and_alike_with_and_without_steering(tokenizer, tmp_path):
     names = []
     for coefficient in (0.0, 0.7):
-        module, _, _ = run(tokenizer, tmp_path / f"run{coefficient}", steer=coefficient)
+        module, _ = run(tokenizer, tmp_path / f"run{coefficient}", steer=coefficient)
         module.save_adapter(tmp_path / f"adapter{coefficient}")
         names.append(set(load_file(tmp_path / f"adapter{coefficient}" / "adapter_model.safetensors")))
         reloaded = PeftModel.from_pretrained(tiny_model(), tmp_path / f"adapter{coefficient}").eval()

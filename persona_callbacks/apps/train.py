@@ -1,5 +1,6 @@
 """``persona-train``: LoRA fine-tuning with persona monitoring and preventative steering."""
 
+import json
 import logging
 import sys
 import time
@@ -21,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from peft import LoraConfig
 from rich.console import Console
 from torch import nn
@@ -152,10 +153,10 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     callbacks: list[Callback] = [monitor, saver, _Progress(leave=True)]
     if steering is not None:
         callbacks.append(steering)
-    loggers = _loggers(cfg, study, name, folder)
-    for logger in loggers:
-        logger.log_hyperparams({**_content(cfg), "steered": steer})
     try:
+        loggers = _loggers(cfg, study, name, folder)
+        for logger in loggers:
+            logger.log_hyperparams({**_content(cfg), "steered": steer})
         trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=callbacks, logger=loggers)
         started = time.monotonic()
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
@@ -166,8 +167,8 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         answers = _answer(module.model.to(_device(cfg)), loaded.tokenizer, study)
         metrics.log_table(trainer, "answers", ["question", "answer"], [*zip(study.questions, answers, strict=True)])
         coefficients = dict(steering.coefficients) if steering is not None else {}
-        loss = float(trainer.callback_metrics[metrics.EPOCH_LOSS])
-        result = RunResult(name, loss, tuple(monitor.readings), coefficients, tuple(answers), seconds)
+        readings = tuple(monitor.readings)
+        result = RunResult(name, module.last_epoch_loss, readings, coefficients, tuple(answers), seconds)
         result.save(result_file)
     except BaseException:
         wandb.finish(exit_code=1)
@@ -216,7 +217,7 @@ def _callbacks(
     cfg: DictConfig, vectors: Sequence[PersonaVector], *, steer: bool
 ) -> tuple[PersonaMonitor, PreventativeSteering | None]:
     """The monitor of all traits, and the steering of those to steer."""
-    monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True)(vectors=vectors)
+    monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True, _convert_="all")(vectors=vectors)
     if not steer or cfg.steering.callback is None:
         return monitor, None
     traits = _steered(cfg, [vector.trait for vector in vectors])
@@ -258,10 +259,10 @@ def _device(cfg: DictConfig) -> torch.device:
 
 
 def _content(cfg: DictConfig) -> dict[str, Any]:
-    with open_dict(cfg):
-        content = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "run"]))
+    """The whole configuration, without what is filled in for each fine-tuning."""
+    content = OmegaConf.to_container(cfg)
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return {str(key): value for key, value in content.items() if key != "run"}
 
 
 def _open_folder(folder: Path, cfg: DictConfig) -> tuple[str, bool]:
@@ -271,8 +272,7 @@ def _open_folder(folder: Path, cfg: DictConfig) -> tuple[str, bool]:
     """
     state_file = folder / "state.json"
     if state_file.is_file():
-        state = OmegaConf.to_container(OmegaConf.load(state_file))
-        assert isinstance(state, dict)
+        state = json.loads(state_file.read_text(encoding="utf-8"))
         if not state["finished"] and state["config"] == _content(cfg):
             return str(state["id"]), True
         aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"

@@ -172,7 +172,12 @@ class PersonaMonitor(Callback):
             self._read(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Detach from the model."""
+        """Detach from the model; take the last reading if there was nothing left to train.
+
+        A run resumed from a checkpoint of its last step ends without passing through ``on_train_end``.
+        """
+        if self._resumed and self.readings[-1].step != trainer.global_step:
+            self._read(trainer)
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
