@@ -188,7 +188,7 @@ class LoraFineTuning(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base model out, and add the random state."""
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.named_parameters(remove_duplicate=False):  # tied weights have two names
             if not parameter.requires_grad:
                 del checkpoint["state_dict"][name]
         checkpoint["random_states"] = {"cpu": torch.get_rng_state()}

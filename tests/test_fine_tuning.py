@@ -23,9 +23,9 @@ CHATS = [
 ]
 
 
-def run(tokenizer, folder, *, steer=0.7, stop_at=-1, resume=None):
+def run(tokenizer, folder, *, family="llama", steer=0.7, stop_at=-1, resume=None):
     seed_everything(3, verbose=False)
-    module = LoraFineTuning(tiny_model(), dataclasses.replace(LORA), learning_rate=1e-2, warmup_steps=2)
+    module = LoraFineTuning(tiny_model(family), dataclasses.replace(LORA), learning_rate=1e-2, warmup_steps=2)
     data = ChatData(CHATS, tokenizer, batch_size=2, seed=3)
     monitor = PersonaMonitor([make_vector()], every_n_steps=5)
     saver = ModelCheckpoint(folder, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
@@ -57,8 +57,9 @@ def test_resumed_in_mid_epoch_equals_the_uninterrupted_bitwise(stop_at, tokenize
     assert whole.last_epoch_loss == resumed.last_epoch_loss
 
 
-def test_checkpoint_holds_the_adapter_only_and_nothing_of_steering(tokenizer, tmp_path):
-    module, _ = run(tokenizer, tmp_path)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2 ties its head to its embeddings
+def test_checkpoint_holds_the_adapter_only_and_nothing_of_steering(family, tokenizer, tmp_path):
+    module, _ = run(tokenizer, tmp_path, family=family)
     saved = torch.load(tmp_path / "at-step=8.ckpt", weights_only=True)["state_dict"]
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert {name for name in saved if "epoch_loss" not in name} == trained

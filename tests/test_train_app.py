@@ -98,12 +98,14 @@ def test_killed_run_goes_on_and_ends_as_the_uninterrupted(finished, environment,
     study, _ = finished
     killed = tmp_path / "outputs" / "quickstart" / "seed-0"
     for marker in ("unsteered/last.ckpt", "steered/last.ckpt"):  # killed twice, once in each fine-tuning
-        process = subprocess.Popen(command(*SHORT), cwd=tmp_path, env=environment, start_new_session=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        deadline = time.monotonic() + 300
-        while not (killed / marker).is_file() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert process.poll() is None, "finished before it could be killed"
+        with (tmp_path / "errors").open("w") as errors:
+            process = subprocess.Popen(
+                command(*SHORT), cwd=tmp_path, env=environment, start_new_session=True, stdout=errors, stderr=errors
+            )
+            deadline = time.monotonic() + 300
+            while not (killed / marker).is_file() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert process.poll() is None, (tmp_path / "errors").read_text()[-4000:]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (killed / "steered" / "result.json").exists()
