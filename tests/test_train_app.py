@@ -24,7 +24,9 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    return {**os.environ, "PERSONA_CALLBACKS_CACHE": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "160"}
+    # A W&B service that another test started in this process must not be shared: it would outlive a killed run.
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return {**own, "PERSONA_CALLBACKS_CACHE": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "160"}
 
 
 def command(*overrides):
