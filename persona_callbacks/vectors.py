@@ -42,6 +42,8 @@ class PersonaVector:
         counts: number of responses behind each mean, by ``trait`` and ``opposite``.
         statistics: per-layer evidence, such as the held-out ``auc``.
         trait_fingerprint: SHA-256 of the trait's content.
+        last_row_normed: whether the last row is of the stream after the final norm, as in files made from transformers'
+            ``hidden_states``; such a row is kept, but never read or steered with.
         library_version: the version of this library that made it.
     """
 
@@ -55,6 +57,7 @@ class PersonaVector:
     counts: Mapping[str, int] = field(default_factory=dict)
     statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     trait_fingerprint: str = ""
+    last_row_normed: bool = False
     library_version: str = field(default_factory=lambda: version("persona-callbacks"))
 
     def __post_init__(self) -> None:
@@ -85,15 +88,20 @@ class PersonaVector:
         return self.directions.shape[1]
 
     def check_layer(self, layer: int) -> int:
-        """Return ``layer`` if the vector has it.
+        """Return ``layer`` if the vector has a direction of the residual stream there.
 
         Raises:
-            InputError: it is no layer of the vector.
+            InputError: it is no layer of the vector, or its row was read after the final norm.
         """
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= self.num_layers:
             raise InputError(
                 f"persona vector {self.trait!r}: unknown layer {layer!r}; expected a whole number from 0 (embedding"
                 f" output) to {self.num_layers} (after the last block)"
+            )
+        if self.last_row_normed and layer == self.num_layers:
+            raise InputError(
+                f"persona vector {self.trait!r}: its row of layer {layer} was read after the final norm, not at the"
+                f" block's output, and cannot be used there; expected a layer up to {layer - 1}"
             )
         return layer
 
@@ -158,6 +166,7 @@ class PersonaVector:
             "counts": json.dumps(dict(self.counts)),
             "statistics": json.dumps({name: list(values) for name, values in self.statistics.items()}),
             "trait_fingerprint": self.trait_fingerprint,
+            "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,
         }
         with whole(path) as scratch:
@@ -197,6 +206,7 @@ class PersonaVector:
                 counts=parsed["counts"],
                 statistics=parsed["statistics"],
                 trait_fingerprint=metadata["trait_fingerprint"],
+                last_row_normed=json.loads(metadata.get("last_row_normed", "false")),
                 library_version=metadata["library_version"],
             )
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
@@ -212,7 +222,7 @@ def steering_layers(vectors: Sequence[PersonaVector], layers: Layers) -> dict[st
     chosen = {}
     for vector in vectors:
         if layers == "all":
-            chosen[vector.trait] = list(range(1, vector.num_layers + 1))
+            chosen[vector.trait] = list(range(1, vector.num_layers + (not vector.last_row_normed)))
         elif layers == "chosen":
             chosen[vector.trait] = [vector.layer]
         elif isinstance(layers, str) or not layers:
