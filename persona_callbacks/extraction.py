@@ -1,29 +1,42 @@
-"""Extracting a persona vector: contrastive generation, then mean differences at every layer (Chen et al. 2025, 2.2)."""
+"""Extracting persona vectors: contrastive generation, filtering by a judge, then mean differences at every layer and
+position (Chen et al. 2025, 2.2 and A.1–A.3).
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from persona_callbacks import residual
-from persona_callbacks.chats import Chat, EncodedChat, Message, encode_chat, pad_token
+from persona_callbacks.chats import Chat, EncodedChat, encode_chat
+from persona_callbacks.contrast import Contrast
+from persona_callbacks.contrastive import Judged, Response, generate_responses, judge_responses, kinds
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import cache_dir
-from persona_callbacks.generation import Sampling, iterate_responses
-from persona_callbacks.layer_choice import effect_layers, held_out_auc, mean_difference, steering_effect
+from persona_callbacks.files import append_lines, cache_dir, complete_lines, whole
+from persona_callbacks.generation import Generator, Sampling, TransformersGenerator
+from persona_callbacks.judging import ContrastiveJudge, Judge
+from persona_callbacks.layer_choice import (
+    LAYER_CHOICES,
+    LayerChoice,
+    Steered,
+    best_layer,
+    candidate_layers,
+    steered_expression,
+    steering_effect,
+)
 from persona_callbacks.models import LoadedModel, weights_fingerprint
-from persona_callbacks.projection import activations
+from persona_callbacks.progress import progress_bar
+from persona_callbacks.projection import iterate_activations
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import POSITIONS, PersonaVector, Position
 
-_METHOD = 2
+_METHOD = 3
 """Part of the cache key: raised when the same responses would give another vector."""
 _EFFECT_RESPONSES = 12
 """Responses of each kind on which the steering effect of a layer is measured."""
@@ -37,7 +50,13 @@ class ExtractionSettings:
         rollouts: responses per instruction and question.
         questions: how many of the trait's extraction questions to use; all by default.
         sampling: how responses are generated.
-        position: where activations are read.
+        position: where the activations of the main vector are read; the others are extracted in the same pass.
+        layer_choice: by which evidence the layer is chosen; see :mod:`persona_callbacks.layer_choice`.
+        judge_pairs: by how many other instruction pairs the contrastive judge scores each response; 0 keeps all
+            responses unjudged.
+        sweep_coefficient: how strongly a ``sweep`` steers at each layer.
+        sweep_layers: how many layers a ``sweep`` tries.
+        sweep_questions: on how many evaluation questions.
         batch_size: responses per pass when activations are read.
     """
 
@@ -45,6 +64,11 @@ class ExtractionSettings:
     questions: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     position: Position = "response_mean"
+    layer_choice: LayerChoice = "effect"
+    judge_pairs: int = 2
+    sweep_coefficient: float = 1.5
+    sweep_layers: int = 8
+    sweep_questions: int = 10
     batch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -53,30 +77,48 @@ class ExtractionSettings:
         Raises:
             InputError: one that cannot be.
         """
-        if self.position not in POSITIONS:
-            raise InputError(
-                f"extraction.position: unknown position {self.position!r}; expected one of {', '.join(POSITIONS)}"
-            )
-        for name, value in (
-            ("rollouts", self.rollouts),
-            ("questions", self.questions),
-            ("batch_size", self.batch_size),
+        for name, allowed in (("position", POSITIONS), ("layer_choice", LAYER_CHOICES)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"extraction.{name}: unknown {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
+                )
+        for name, least in (
+            ("rollouts", 1),
+            ("questions", 2),  # halves of them are compared
+            ("judge_pairs", 0),
+            ("sweep_layers", 1),
+            ("sweep_questions", 2),
+            ("batch_size", 1),
         ):
-            if value is not None and value < 1:
-                raise InputError(f"extraction.{name}: expected at least 1, found {value}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"extraction.{name}: expected at least {least}, found {value}")
+        if self.layer_choice == "sweep" and not self.judge_pairs:
+            raise InputError(
+                "extraction.layer_choice: a sweep needs the judge; expected extraction.judge_pairs above 0"
+            )
 
 
 @dataclass(frozen=True)
-class _Condition:
-    """One response to generate: under which system prompt, to which question."""
+class Extraction:
+    """What an extraction made.
 
-    shows_trait: bool
-    instruction: str
-    question_number: int
-    question: str
+    Attributes:
+        vectors: by position; all with the layer chosen for ``settings.position``.
+        settings: what it was made with.
+        responses: file of all responses and their scores, JSONL.
+        sweep: of a steering sweep, the answers at each layer; empty if none was made.
+    """
 
-    def prompt(self) -> list[Message]:
-        return [{"role": "system", "content": self.instruction}, {"role": "user", "content": self.question}]
+    vectors: Mapping[Position, PersonaVector]
+    settings: ExtractionSettings
+    responses: Path
+    sweep: tuple[Steered, ...] = ()
+
+    @property
+    def vector(self) -> PersonaVector:
+        """The vector of the position asked for."""
+        return self.vectors[self.settings.position]
 
 
 def persona_vector(
@@ -84,163 +126,210 @@ def persona_vector(
 ) -> PersonaVector:
     """The trait's persona vector for a model, from the cache if the same model, trait and settings made it before.
 
-    Generated responses are kept as they are made, so that an interrupted extraction goes on where it stopped.
-
     Raises:
-        InputError: no chat template, or a condition without any response.
+        InputError: as for :func:`extract`.
     """
-    console = console or Console(stderr=True)
-    revision = weights_fingerprint(loaded.model)
-    made_from = [_METHOD, revision, trait.fingerprint, asdict(settings)]
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache_dir() / "vectors" / loaded.id.rpartition("/")[2]
-    file = folder / f"{trait.name}-{key}.safetensors"
-    if file.is_file():
-        console.print(f"Persona vector of {trait.name}: cached, {file}")
-        return PersonaVector.load(file)
-    conditions = _conditions(trait, settings)
-    responses = _responses(loaded, conditions, settings, folder / f"{trait.name}-{key}.responses.jsonl", console)
-    vector = _difference(loaded, trait, settings, conditions, responses, revision, console)
-    vector.save(file)
-    return vector
+    return extract(loaded, trait, settings, console).vector
 
 
-def _conditions(trait: Trait, settings: ExtractionSettings) -> list[_Condition]:
-    questions = trait.extraction_questions[: settings.questions]
-    return [
-        _Condition(shows_trait, instruction, number, question)
-        for pair in trait.instructions
-        for shows_trait, instruction in ((True, pair.trait), (False, pair.opposite))
-        for number, question in enumerate(questions)
-        for _ in range(settings.rollouts)
-    ]
-
-
-def _responses(
-    loaded: LoadedModel, conditions: Sequence[_Condition], settings: ExtractionSettings, file: Path, console: Console
-) -> list[str]:
-    """Generate what ``file`` does not hold yet, appending each finished batch to it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    responses = _read_responses(file)
-    prompts = [condition.prompt() for condition in conditions]
-    with _progress(console) as progress:
-        task = progress.add_task("Generating contrastive responses", total=len(prompts), completed=len(responses))
-        done = frozenset(responses)
-        for batch in iterate_responses(loaded.model, loaded.tokenizer, prompts, settings.sampling, skip=done):
-            with file.open("a", encoding="utf-8") as lines:
-                for index, text in batch:
-                    row = {"index": index, "response": text, **asdict(conditions[index])}
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            responses.update(batch)
-            progress.update(task, completed=len(responses))
-    return [responses[index] for index in range(len(prompts))]
-
-
-def _read_responses(file: Path) -> dict[int, str]:
-    """Responses kept by an earlier run, without a last line that was cut short."""
-    if not file.is_file():
-        return {}
-    kept = {}
-    content = file.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
-        file.write_bytes(complete)
-    for line in complete.decode("utf-8").splitlines():
-        row = json.loads(line)
-        kept[int(row["index"])] = str(row["response"])
-    return kept
-
-
-def _difference(
+def extract(
     loaded: LoadedModel,
     trait: Trait,
     settings: ExtractionSettings,
-    conditions: Sequence[_Condition],
-    responses: Sequence[str],
-    revision: str,
-    console: Console,
-) -> PersonaVector:
-    kept = [index for index, response in enumerate(responses) if response]
-    shows = torch.tensor([conditions[index].shows_trait for index in kept], dtype=torch.bool)
-    fold = torch.tensor([conditions[index].question_number % 2 for index in kept], dtype=torch.int64)
-    for name, wanted in (("trait", True), ("opposite", False)):
-        for half in (0, 1):
-            if not ((shows == wanted) & (fold == half)).any():
-                raise InputError(
-                    f"trait {trait.name!r}: of {len(responses)} responses generated, no usable one is left under the"
-                    f" {name} instructions for every second question; use more questions or rollouts"
-                )
-    chats = [Chat((*conditions[index].prompt(), {"role": "assistant", "content": responses[index]})) for index in kept]
-    encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-    layers = range(residual.dimensions(loaded.model).num_layers + 1)
-    with _progress(console) as progress:
-        task = progress.add_task("Reading activations", total=len(encoded))
-        read = activations(
-            loaded.model,
-            loaded.tokenizer,
-            encoded,
-            layers,
-            [settings.position],
-            settings.batch_size,
-            advance=lambda done: progress.advance(task, done),
-        )[:, 0].cpu()
-    directions = mean_difference(read, shows)
-    auc = held_out_auc(read, shows, fold)
-    effects = _steering_effects(loaded, conditions, responses, kept, directions, console)
-    return PersonaVector(
-        trait=trait.name,
-        directions=directions,
-        layer=max(effects, key=effects.__getitem__),
-        model_id=loaded.id,
-        model_revision=revision,
-        position=settings.position,
-        probes=trait.evaluation_questions,
-        counts={"trait": int(shows.sum()), "opposite": int((~shows).sum())},
-        statistics={
-            "auc": [round(value, 6) for value in auc.tolist()],
-            "steering_effect": [round(value, 6) for value in effects.values()],
-            "steering_effect_layers": list(effects),
-        },
-        trait_fingerprint=trait.fingerprint,
+    console: Console | None = None,
+    generator: Generator | None = None,
+    judge: Judge | None = None,
+) -> Extraction:
+    """Extract a trait's persona vectors at all positions, or take them from the cache.
+
+    Generated responses and scores are kept as they are made, so that an interrupted extraction goes on where it
+    stopped.
+
+    Args:
+        loaded: the model.
+        trait: the trait.
+        settings: how.
+        console: where progress is shown.
+        generator: generates the responses; by default the model itself.
+        judge: filters them in place of the contrastive judge; its scores are not cached.
+
+    Raises:
+        InputError: no chat template, no usable response of a kind, or activations that are not finite.
+    """
+    console = console or Console(stderr=True)
+    generator = generator or TransformersGenerator(loaded)
+    if settings.judge_pairs and len(trait.instructions) < 2:
+        raise InputError(
+            f"trait {trait.name!r}: the judge scores a response by other instruction pairs than its own; expected at"
+            " least 2 pairs, found 1 (or keep all responses, extraction.judge_pairs=0)"
+        )
+    revision = weights_fingerprint(loaded.model)
+    made = _key(
+        [revision, trait.fingerprint, generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
+    )
+    folder = cache_dir() / "vectors" / loaded.id.rpartition("/")[2]
+    result = folder / f"{trait.name}-{_key([_METHOD, made, asdict(settings), repr(judge) if judge else None])}"
+    if result.is_dir():
+        console.print(f"Persona vector of {trait.name}: cached, {result}")
+        return load_extraction(result, settings)
+
+    responses = generate_responses(
+        loaded,
+        generator,
+        trait,
+        trait.extraction_questions[: settings.questions],
+        settings.rollouts,
+        settings.sampling,
+        folder / f"{trait.name}-{made}.responses.jsonl",
+        console,
+    )
+    ratios_file = folder / f"{trait.name}-{made}.ratios{settings.judge_pairs}.jsonl"
+    judged = judge_responses(loaded, trait, responses, judge, settings.judge_pairs, ratios_file, console)
+    contrast = _read(loaded, trait, settings, judged.kept_responses, console)
+    vectors = {
+        position: PersonaVector(
+            trait=trait.name,
+            directions=contrast.directions(number),
+            layer=0,
+            model_id=loaded.id,
+            model_revision=revision,
+            position=position,
+            probes=trait.evaluation_questions,
+            counts=judged.counts,
+            statistics={name: _rounded(values.tolist()) for name, values in vars(contrast.evidence(number)).items()},
+            judge=asdict(judged.calibration) if judged.calibration else {},
+            trait_fingerprint=trait.fingerprint,
+        )
+        for number, position in enumerate(POSITIONS)
+    }
+    if judge is None and judged.calibration is not None:
+        judge = ContrastiveJudge(loaded, trait, judged.calibration, settings.judge_pairs)
+    main = vectors[settings.position]
+    layer, statistics, sweep = _choose_layer(loaded, trait, settings, judged, main, judge, console)
+    vectors[settings.position] = replace(main, statistics={**main.statistics, **statistics})
+    with whole(result) as scratch:
+        scratch.mkdir()
+        for position, vector in vectors.items():
+            replace(vector, layer=layer).save(scratch / f"{position}.safetensors")
+        append_lines(scratch / "responses.jsonl", list(judged.rows()))
+        append_lines(scratch / "sweep.jsonl", [asdict(steered) for steered in sweep])
+    return load_extraction(result, settings)
+
+
+def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
+    """Read what :func:`extract` left in the cache."""
+    return Extraction(
+        {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
+        settings,
+        folder / "responses.jsonl",
+        tuple(Steered(**{**row, "answers": tuple(row["answers"])}) for row in complete_lines(folder / "sweep.jsonl")),
     )
 
 
-def _steering_effects(
-    loaded: LoadedModel,
-    conditions: Sequence[_Condition],
-    responses: Sequence[str],
-    kept: Sequence[int],
-    directions: Tensor,
-    console: Console,
-) -> dict[int, float]:
+def _key(made_from: Any) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
 
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 6) for value in values]
+
+
+def _read(
+    loaded: LoadedModel, trait: Trait, settings: ExtractionSettings, responses: Sequence[Response], console: Console
+) -> Contrast:
+    """One pass over the responses for all layers and positions."""
+    shape = residual.dimensions(loaded.model)
+    layers = range(shape.num_layers + 1)
+    contrast = Contrast(*kinds(responses), len(POSITIONS), len(layers), shape.hidden_size)
+    chats = [
+        encode_chat(Chat((*response.prompt(), {"role": "assistant", "content": response.text})), loaded.tokenizer)
+        for response in responses
+    ]
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"{trait.name}: reading activations", total=len(chats))
+        for indices, read in iterate_activations(
+            loaded.model, loaded.tokenizer, chats, layers, POSITIONS, settings.batch_size
+        ):
+            activations = read.cpu()
+            broken = (~activations.isfinite()).nonzero()
+            if len(broken):
+                row, _, layer, _ = broken[0].tolist()
+                response = responses[indices[row]]
+                raise InputError(
+                    f"trait {trait.name!r}: activations that are not finite at layer {layer}, in the response to"
+                    f" {response.question!r} under {response.instruction!r}; load the model in a wider dtype, such as"
+                    " model.dtype=float32"
+                )
+            contrast.add(indices, activations)
+            progress.advance(task, len(indices))
+    return contrast
+
+
+def _choose_layer(
+    loaded: LoadedModel,
+    trait: Trait,
+    settings: ExtractionSettings,
+    judged: Judged,
+    vector: PersonaVector,
+    judge: Judge | None,
+    console: Console,
+) -> tuple[int, dict[str, list[float]], list[Steered]]:
+    """The layer, the statistics it was chosen by, and the answers of a sweep."""
+    if settings.layer_choice == "auc":
+        auc = vector.statistics["auc"][1:-1]  # neither the embedding nor the last layer is steered with
+        return 1 + max(range(len(auc)), key=auc.__getitem__), {}, []
+    if settings.layer_choice == "effect":
+        effects = _steering_effects(loaded, trait, judged.kept_responses, vector.directions, console)
+        statistics = {"steering_effect_layers": _rounded(effects), "steering_effect": _rounded(effects.values())}
+        return max(effects, key=effects.__getitem__), statistics, []
+    assert judge is not None  # the settings say so
+    sweep = _sweep(loaded, trait, settings, judge, vector.directions, console)
+    statistics = {
+        "sweep_layers": _rounded(steered.layer for steered in sweep[1:]),
+        "sweep_expression": _rounded(steered.expression for steered in sweep[1:]),
+        "sweep_coherence": _rounded(steered.coherence for steered in sweep[1:]),
+        "unsteered_expression": _rounded([sweep[0].expression]),
+    }
+    return best_layer(sweep[1:], sweep[0]), statistics, sweep
+
+
+def _steering_effects(
+    loaded: LoadedModel, trait: Trait, responses: Sequence[Response], directions: Tensor, console: Console
+) -> dict[int, float]:
     def some(wanted: bool) -> list[EncodedChat]:
-        side = [index for index in kept if conditions[index].shows_trait == wanted]
+        side = [response for response in responses if response.shows_trait == wanted]
         picked = side[:: math.ceil(len(side) / _EFFECT_RESPONSES)]
-        chats = [
-            Chat((conditions[index].prompt()[1], {"role": "assistant", "content": responses[index]}))
-            for index in picked
-        ]
+        chats = [Chat((response.prompt()[1], {"role": "assistant", "content": response.text})) for response in picked]
         return [encode_chat(chat, loaded.tokenizer) for chat in chats]
 
-    with _progress(console) as progress:
-        task = progress.add_task("Choosing the layer", total=len(effect_layers(directions.shape[0] - 1)))
+    with progress_bar(console) as progress:
+        task = progress.add_task(
+            f"{trait.name}: steering effect", total=len(candidate_layers(directions.shape[0] - 1, 15))
+        )
         return steering_effect(
             loaded.model,
+            loaded.tokenizer,
             some(wanted=True),
             some(wanted=False),
             directions,
-            pad_token(loaded.tokenizer),
             advance=lambda: progress.advance(task),
         )
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+def _sweep(
+    loaded: LoadedModel,
+    trait: Trait,
+    settings: ExtractionSettings,
+    judge: Judge,
+    directions: Tensor,
+    console: Console,
+) -> list[Steered]:
+    """Steer at several layers; the first entry is unsteered."""
+    layers = candidate_layers(directions.shape[0] - 1, settings.sweep_layers)
+    conditions = [(layers[0], 0.0), *((layer, settings.sweep_coefficient) for layer in layers)]
+    questions = trait.evaluation_questions[: settings.sweep_questions]
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"{trait.name}: steering sweep", total=len(conditions))
+        return steered_expression(
+            loaded, judge, questions, directions, conditions, settings.sampling, lambda: progress.advance(task)
+        )

@@ -1,14 +1,18 @@
-"""Generating responses in batches."""
+"""Generating responses in batches: by transformers, or by vLLM where it is installed and asked for."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from persona_callbacks import residual
 from persona_callbacks.chats import Message, encode_prompt, pad_token
+from persona_callbacks.errors import InputError
+from persona_callbacks.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -23,24 +27,104 @@ class Sampling:
     seed: int = 0
 
 
+Batch = list[tuple[int, str]]
+"""``(index of the prompt, response)`` for each prompt of a finished batch."""
+
+
+class Generator(Protocol):
+    """What extraction asks of a generator; ``name`` is part of the cache key of what it makes."""
+
+    name: str
+
+    def iterate(
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, skip: frozenset[int] = frozenset()
+    ) -> Iterator[Batch]:
+        """Yield finished batches; as :func:`iterate_responses`."""
+        ...
+
+
+class TransformersGenerator:
+    """Generates with the loaded model itself."""
+
+    name = "transformers"
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        """Take the model to generate with."""
+        self._loaded = loaded
+
+    def iterate(
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, skip: frozenset[int] = frozenset()
+    ) -> Iterator[Batch]:
+        """Yield finished batches; see :func:`iterate_responses`."""
+        return iterate_responses(self._loaded.model, self._loaded.tokenizer, prompts, sampling, skip)
+
+
+class VllmGenerator:
+    """Generates with vLLM, which loads the model a second time from where it came from.
+
+    The contract of the results is the same; the sampled texts are not, since vLLM draws its own random numbers, by
+    prompt.
+    """
+
+    name = "vllm"
+
+    def __init__(self, loaded: LoadedModel, **engine: Any) -> None:
+        """Start the engine; ``engine`` goes to ``vllm.LLM``, such as ``gpu_memory_utilization``.
+
+        Raises:
+            InputError: vLLM is not installed.
+        """
+        if find_spec("vllm") is None:
+            raise InputError("generation=vllm: vLLM is not installed; pip install vllm, or use generation=transformers")
+        import vllm
+
+        self._vllm = vllm
+        self._loaded = loaded
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        self._engine = vllm.LLM(model=loaded.location, dtype=dtype, **engine)
+
+    def iterate(
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, skip: frozenset[int] = frozenset()
+    ) -> Iterator[Batch]:
+        """Yield finished batches of ``sampling.batch_size`` prompts."""
+        tokenizer = self._loaded.tokenizer
+        todo = [index for index in range(len(prompts)) if index not in skip]
+        for start in range(0, len(todo), sampling.batch_size):
+            indices = todo[start : start + sampling.batch_size]
+            tokens = [{"prompt_token_ids": list(encode_prompt(prompts[i], tokenizer).input_ids)} for i in indices]
+            how = [
+                self._vllm.SamplingParams(
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_new_tokens,
+                    seed=sampling.seed * 1_000_003 + index,
+                    stop_token_ids=_end_tokens(self._loaded.model, tokenizer),
+                )
+                for index in indices
+            ]
+            outputs = self._engine.generate(tokens, how, use_tqdm=False)
+            yield [(index, out.outputs[0].text.strip()) for index, out in zip(indices, outputs, strict=True)]
+
+
 def iterate_responses(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     sampling: Sampling,
     skip: frozenset[int] = frozenset(),
-) -> Iterator[list[tuple[int, str]]]:
+    additions: Mapping[int, Tensor] | None = None,
+) -> Iterator[Batch]:
     """Generate a response to each prompt, in batches of similar length.
 
     Every batch is seeded by itself, so that leaving out finished ones changes nothing in the others. The global random
     state is left as it was.
 
     Args:
-        model: a causal language model, in any mode; it is run without dropout and unsteered.
+        model: a causal language model, in any mode; it is run without dropout.
         tokenizer: with a chat template.
         prompts: messages that end with a user turn.
         sampling: how to generate.
         skip: indices that need no response; a batch is left out when all of it can be.
+        additions: what to steer with, per layer ``[hidden_size]``, added at every token; unsteered by default.
 
     Yields:
         ``(index of the prompt, response)`` for each prompt of a finished batch.
@@ -68,7 +152,11 @@ def iterate_responses(
             input_ids[row, length - len(ids) :] = ids
             mask[row, length - len(ids) :] = 1
         devices = [device] if device.type == "cuda" else []
-        with residual.probing(model), torch.random.fork_rng(devices=devices):
+        with (
+            residual.probing(model),
+            residual.steered(model, additions or {}),
+            torch.random.fork_rng(devices=devices),
+        ):
             torch.manual_seed(sampling.seed * 1_000_003 + number)
             tokens = model.generate(  # type: ignore[operator]  # nn.Module hides it
                 input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=how
@@ -82,14 +170,13 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     sampling: Sampling,
-    advance: Callable[[int], None] = lambda done: None,
+    additions: Mapping[int, Tensor] | None = None,
 ) -> list[str]:
-    """One response to each prompt, in their order. ``advance`` is called with the number done after each batch."""
+    """One response to each prompt, in their order; see :func:`iterate_responses`."""
     responses = [""] * len(prompts)
-    for batch in iterate_responses(model, tokenizer, prompts, sampling):
+    for batch in iterate_responses(model, tokenizer, prompts, sampling, additions=additions):
         for index, text in batch:
             responses[index] = text
-        advance(len(batch))
     return responses
 
 

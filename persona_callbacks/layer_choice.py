@@ -1,63 +1,61 @@
-"""At which layer to read a persona vector: two kinds of evidence, and the choice.
+"""At which layer to read a persona vector: three kinds of evidence, and the choice.
 
-Held-out AUC says how well a layer's direction tells trait responses from others. It rises towards the last layers,
-which hold the words about to be said. The steering effect says how much the model's own behaviour follows from the
-direction, and peaks in the middle; it decides (Chen et al. 2025 choose by steering too).
+Held-out AUC (see :mod:`persona_callbacks.contrast`) says how well a layer's direction tells trait responses from
+others. It is free, and rises towards the last layers, which hold the words about to be said. The steering effect says
+how much more likely the direction makes trait responses when it is added there: one minute, no generation. The
+steering sweep generates with it and judges what is said (Chen et al. 2025 choose so): slowest, and the thing itself.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc
+from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks import residual
-from persona_callbacks.chats import EncodedChat, pad
+from persona_callbacks.chats import Chat, EncodedChat, Message, encode_chat
+from persona_callbacks.generation import Sampling, generate
+from persona_callbacks.judging import Answer, Judge
+from persona_callbacks.likelihood import response_log_probabilities
+from persona_callbacks.models import LoadedModel
+
+LayerChoice = Literal["effect", "auc", "sweep"]
+"""By which evidence to choose."""
+LAYER_CHOICES: tuple[LayerChoice, ...] = get_args(LayerChoice)
+
+_COHERENT = 0.75
+"""A layer at which steered text keeps less than this share of the unsteered coherence is not chosen by a sweep."""
 
 
-def mean_difference(activations: Tensor, shows: Tensor) -> Tensor:
-    """Mean over responses that show the trait minus mean over the others.
+@dataclass(frozen=True)
+class Steered:
+    """What the model says when it is steered in one way.
 
-    Summed in float64, since the gap between two means can be tiny beside the means.
-
-    Args:
-        activations: ``[responses, layers, hidden_size]``.
-        shows: ``[responses]`` bool.
-
-    Returns:
-        ``[layers, hidden_size]`` float32.
+    Attributes:
+        layer: where the direction was added.
+        coefficient: how much of it.
+        expression: mean trait expression of the answers, 0 to 100; NaN if none could be scored.
+        spread: standard error of that mean.
+        coherence: mean coherence of the answers, 0 to 100; see :func:`coherence`.
+        answers: the answers, in order of the questions.
     """
-    return (activations[shows].double().mean(dim=0) - activations[~shows].double().mean(dim=0)).float()
 
-
-def held_out_auc(activations: Tensor, shows: Tensor, fold: Tensor) -> Tensor:
-    """Per layer, how well the direction from one half of the questions ranks the responses to the other half.
-
-    Args:
-        activations: ``[responses, layers, hidden_size]``.
-        shows: ``[responses]`` bool.
-        fold: ``[responses]``, 0 or 1: the half that the response's question is in.
-
-    Returns:
-        ``[layers]``, from 0.5 (chance) to 1; mean of both halves.
-    """
-    halves = []
-    for held_out in (0, 1):
-        inside, outside = fold != held_out, fold == held_out
-        scores = (activations[outside] * mean_difference(activations[inside], shows[inside])).sum(dim=-1)
-        # torchmetrics takes values outside [0, 1] for logits, and its sigmoid would saturate on raw projections.
-        spread = (scores - scores.mean(dim=0)) / scores.std(dim=0).clamp_min(1e-12)
-        labels = shows[outside].int()
-        halves.append(torch.stack([binary_auroc(torch.sigmoid(column), labels) for column in spread.T]))
-    return torch.stack(halves).mean(dim=0)
+    layer: int
+    coefficient: float
+    expression: float
+    spread: float
+    coherence: float
+    answers: tuple[str, ...]
 
 
 def steering_effect(
     model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     trait_chats: Sequence[EncodedChat],
     opposite_chats: Sequence[EncodedChat],
     directions: Tensor,
-    pad_token_id: int,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
     """By layer, what adding its direction there does to what the model would say.
@@ -67,48 +65,120 @@ def steering_effect(
 
     Args:
         model: the model that the directions are of.
+        tokenizer: its tokenizer.
         trait_chats: questions with responses that show the trait.
         opposite_chats: questions with responses that do not.
         directions: ``[num_layers + 1, hidden_size]``.
-        pad_token_id: to pad with.
         advance: called after each layer.
 
     Returns:
         Nats per token for some fifteen layers, evenly spaced.
     """
-    candidates = effect_layers(directions.shape[0] - 1)
-    unsteered = _preference(model, trait_chats, opposite_chats, pad_token_id)
+    unsteered = _preference(model, tokenizer, trait_chats, opposite_chats)
     effects = {}
-    for layer in candidates:
+    for layer in candidate_layers(directions.shape[0] - 1, 15):
         with residual.steered(model, {layer: directions[layer]}):
-            effects[layer] = _preference(model, trait_chats, opposite_chats, pad_token_id) - unsteered
+            effects[layer] = _preference(model, tokenizer, trait_chats, opposite_chats) - unsteered
         advance()
     return effects
 
 
-def effect_layers(num_layers: int) -> list[int]:
-    """The layers whose steering effect is measured."""
-    step = max(1, num_layers // 15)
+def candidate_layers(num_layers: int, count: int) -> list[int]:
+    """Some ``count`` layers, evenly spaced, without the embedding and the last one."""
+    step = max(1, num_layers // count)
     return list(range(step, num_layers, step))
 
 
+def steered_expression(
+    loaded: LoadedModel,
+    judge: Judge,
+    questions: Sequence[str],
+    directions: Tensor,
+    conditions: Sequence[tuple[int, float]],
+    sampling: Sampling,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Steered]:
+    """Answer questions under each ``(layer, coefficient)``, and judge the answers.
+
+    Args:
+        loaded: the model.
+        judge: scores trait expression.
+        questions: without any instruction.
+        directions: ``[num_layers + 1, hidden_size]``.
+        conditions: which layer's direction to add there, times which coefficient.
+        sampling: how to generate; the same random numbers for each condition.
+        advance: called after each condition.
+    """
+    prompts: list[list[Message]] = [[{"role": "user", "content": question}] for question in questions]
+    reference = None
+    found = []
+    for layer, coefficient in conditions:
+        additions = {layer: coefficient * directions[layer]} if coefficient else {}
+        texts = generate(loaded.model, loaded.tokenizer, prompts, sampling, additions=additions)
+        scores = judge.score([Answer(q, text) for q, text in zip(questions, texts, strict=True)])
+        expressions = torch.tensor([score.expression for score in scores if score.expression is not None])
+        if reference is None:
+            unsteered = texts if not additions else generate(loaded.model, loaded.tokenizer, prompts, sampling)
+            reference = _mean_log_probability(loaded, questions, unsteered)
+        found.append(
+            Steered(
+                layer,
+                coefficient,
+                float(expressions.mean()),
+                float(expressions.std() / len(expressions) ** 0.5),
+                coherence(loaded, questions, texts, reference),
+                tuple(texts),
+            )
+        )
+        advance()
+    return found
+
+
+def coherence(loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str], reference: float) -> float:
+    """How readable answers are, 0 to 100, by two crude signs: text that the unsteered model finds less likely than its
+    own (by the ratio of perplexities), and text that repeats itself (by the share of repeated word triples).
+
+    Args:
+        loaded: the model.
+        questions: what was asked.
+        answers: what was answered; empty answers count as 0.
+        reference: mean log-probability per token of the model's own unsteered answers, in nats.
+    """
+    if not any(answers):
+        return 0.0
+    said = [(question, answer) for question, answer in zip(questions, answers, strict=True) if answer]
+    likely = min(1.0, torch.tensor(_mean_log_probability(loaded, *zip(*said, strict=True)) - reference).exp().item())
+    distinct = []
+    for _, answer in said:
+        words = answer.split()
+        triples = list(zip(words, words[1:], words[2:], strict=False))
+        distinct.append(len(set(triples)) / len(triples) if triples else 1.0)
+    return 100 * likely * sum(distinct) / len(answers)
+
+
+def best_layer(sweep: Sequence[Steered], unsteered: Steered) -> int:
+    """The layer of greatest expression among those where the text keeps most of its coherence."""
+    readable = [steered for steered in sweep if steered.coherence >= _COHERENT * unsteered.coherence]
+    return max(readable or sweep, key=lambda steered: steered.expression).layer
+
+
+def _mean_log_probability(loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str]) -> float:
+    chats = [
+        Chat(({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+        for question, answer in zip(questions, answers, strict=True)
+        if answer
+    ]
+    encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
+    with residual.probing(loaded.model):
+        return float(response_log_probabilities(loaded.model, loaded.tokenizer, encoded).mean())
+
+
 def _preference(
-    model: nn.Module, trait_chats: Sequence[EncodedChat], opposite_chats: Sequence[EncodedChat], pad_token_id: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    trait_chats: Sequence[EncodedChat],
+    opposite_chats: Sequence[EncodedChat],
 ) -> float:
-    means = [_log_probabilities(model, chats, pad_token_id).mean() for chats in (trait_chats, opposite_chats)]
-    return float(means[0] - means[1])
-
-
-def _log_probabilities(model: nn.Module, chats: Sequence[EncodedChat], pad_token_id: int) -> Tensor:
-    """Mean log-probability per response token of each chat: ``[chats]``."""
-    device = residual.device_of(model)
-    batch = pad(chats, pad_token_id)
-    ids = batch["input_ids"].to(device)
-    marked = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, chat in enumerate(chats):
-        marked[row, : len(chat.response_mask)] = torch.tensor(chat.response_mask)
-    marked = marked[:, 1:].to(device)
-    with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=batch["attention_mask"].to(device), use_cache=False).logits
-        losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-    return -(losses * marked).sum(dim=1) / marked.sum(dim=1)
+    log_probabilities = response_log_probabilities(model, tokenizer, [*trait_chats, *opposite_chats])
+    shows, others = log_probabilities.split([len(trait_chats), len(opposite_chats)])
+    return float(shows.mean() - others.mean())

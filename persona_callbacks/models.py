@@ -42,11 +42,12 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, its tokenizer, and the name to record."""
+    """A model, its tokenizer, the name to record, and the folder or hub name that it was loaded from."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     id: str
+    location: str = ""
 
 
 def load_model(source: ModelSource, console: Console | None = None) -> LoadedModel:
@@ -82,7 +83,7 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
         tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
-    return LoadedModel(model, tokenizer, source.id)
+    return LoadedModel(model, tokenizer, source.id, str(location))
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks import residual
+from persona_callbacks.batching import shared_groups
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.vectors import PersonaVector, Position
@@ -40,29 +41,32 @@ def iterate_activations(
     layers: Sequence[int],
     positions: Sequence[Position],
     batch_size: int,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Read activations batch by batch, sorted by length so that little is padded; never steered.
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Read activations batch by batch; what chats share at their beginning is computed once. Never steered.
 
     Yields:
         The indices of a batch in ``chats``, and ``[batch, positions, layers, hidden_size]`` float32 on the model's
         device.
     """
     device = residual.device_of(model)
-    order = sorted(range(len(chats)), key=lambda index: len(chats[index].input_ids))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = [chats[index] for index in indices]
-        tokens = pad(batch, pad_token(tokenizer))
-        weights = torch.stack([position_weights(batch, position) for position in positions])
+    for group in shared_groups(chats, batch_size):
+        shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
         with residual.probing(model):
-            read = residual.read(
-                model,
-                tokens["input_ids"].to(device),
-                tokens["attention_mask"].to(device),
-                weights.to(device),
-                layers,
-            )
-        yield indices, read
+            prefix = residual.share_prefix(model, shared, layers)
+        for indices in group.batches:
+            batch = [chats[index] for index in indices]
+            tokens = pad(batch, pad_token(tokenizer))
+            weights = torch.stack([position_weights(batch, position) for position in positions])
+            with residual.probing(model):
+                read = residual.read(
+                    model,
+                    tokens["input_ids"].to(device),
+                    tokens["attention_mask"].to(device),
+                    weights.to(device),
+                    layers,
+                    prefix,
+                )
+            yield indices, read
 
 
 def activations(
@@ -81,7 +85,7 @@ def activations(
     hidden_size = residual.dimensions(model).hidden_size
     result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=residual.device_of(model))
     for indices, read in iterate_activations(model, tokenizer, chats, layers, positions, batch_size):
-        result[indices] = read
+        result[list(indices)] = read
         advance(len(indices))
     return result
 

@@ -4,6 +4,7 @@ Layer 0 is what enters the first block, layer ``i`` what leaves block ``i`` (cou
 writer's hook always runs before a reader's at the same layer.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from persona_callbacks.errors import InputError
 
 _Edit = Callable[[Tensor], Tensor | None]
 
 _suspended = 0
-"""How many :func:`unsteered` blocks are open."""
+"""How many :func:`unsteered` blocks are open; a writer is off in those opened after it was attached."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,67 @@ class _LastLayerRead(Exception):  # noqa: N818, no error
     """Ends a forward pass once the highest layer that is needed has been read."""
 
 
-def read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, weights: Tensor, layers: Sequence[int]) -> Tensor:
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Tokens that begin several sequences, run through a model once.
+
+    Attributes:
+        length: how many tokens.
+        hidden: by layer, the residual stream ``[length, hidden_size]`` at those tokens.
+    """
+
+    length: int
+    hidden: Mapping[int, Tensor]
+    cache: DynamicCache
+
+    def repeated(self, rows: int) -> DynamicCache:
+        """The keys and values of the prefix for a batch of ``rows``, to go on from once."""
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+
+def share_prefix(model: nn.Module, input_ids: Sequence[int], layers: Sequence[int] | None) -> SharedPrefix | None:
+    """Run a prefix. ``None`` if there is nothing to share, or if the model keeps a state other than keys and values.
+
+    Args:
+        model: a causal language model, steered as the passes that go on from it will be.
+        input_ids: the tokens of the prefix.
+        layers: the layers to be read; the ones above are not run, and cannot be gone on to. All if ``None``.
+    """
+    if not input_ids:
+        return None
+    cache = DynamicCache(config=_base(model).config)
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
+    blocks = _blocks(model)
+    hidden: dict[int, Tensor] = {}
+
+    def keeper(layer: int) -> _Edit:
+        def keep(stream: Tensor) -> None:
+            hidden[layer] = stream[0].float()
+            if layers is not None and layer == max(layers):
+                raise _LastLayerRead
+
+        return keep
+
+    ids = torch.tensor([list(input_ids)], device=device_of(model))
+    with ExitStack() as stack:
+        for layer in dict.fromkeys(layers or ()):
+            stack.callback(_attach(blocks, layer, keeper(layer), first=False).remove)
+        with suppress(_LastLayerRead):
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return SharedPrefix(len(input_ids), hidden, cache)
+
+
+def read(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    weights: Tensor,
+    layers: Sequence[int],
+    prefix: SharedPrefix | None = None,
+) -> Tensor:
     """Weighted sums of the residual stream over tokens, in float32. The layers above the highest of ``layers`` and the
     language-model head are not run.
 
@@ -131,19 +193,23 @@ def read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, weights: T
         attention_mask: ``[batch, length]``.
         weights: ``[positions, batch, length]`` float32; each row sums to 1 over the tokens to average.
         layers: the layers to read.
+        prefix: what every row begins with, if it was run already, up to these layers.
 
     Returns:
         ``[batch, positions, len(layers), hidden_size]`` float32 on the model's device.
     """
     blocks = _blocks(model)
     last = max(layers)
+    start = prefix.length if prefix is not None else 0
     sums: dict[int, Tensor] = {}
+
+    def pooled(tokens: Tensor, hidden: Tensor) -> Tensor:
+        # Not a matrix product: that would round to TF32 or bf16 where those are allowed.
+        return torch.stack([(w.unsqueeze(-1) * hidden).sum(dim=1) for w in tokens], dim=1)
 
     def reader(layer: int) -> _Edit:
         def pool(hidden: Tensor) -> None:
-            # Not a matrix product: that would round to TF32 or bf16 where those are allowed.
-            wide = hidden.float()
-            sums[layer] = torch.stack([(w.unsqueeze(-1) * wide).sum(dim=1) for w in weights], dim=1)
+            sums[layer] = pooled(weights[..., start:], hidden.float())
             if layer == last:
                 raise _LastLayerRead
 
@@ -153,13 +219,20 @@ def read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, weights: T
         for layer in dict.fromkeys(layers):
             stack.callback(_attach(blocks, layer, reader(layer), first=False).remove)
         with suppress(_LastLayerRead):
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            if prefix is None:
+                model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            else:
+                cache = prefix.repeated(len(input_ids))
+                model(input_ids=input_ids[:, start:], attention_mask=attention_mask, past_key_values=cache)
+    if prefix is not None:
+        for layer in sums:
+            sums[layer] = sums[layer] + pooled(weights[..., :start], prefix.hidden[layer])
     return torch.stack([sums[layer] for layer in layers], dim=2)
 
 
 @contextmanager
 def unsteered() -> Iterator[None]:
-    """Switch every :class:`ResidualWriter` off inside the block."""
+    """Switch every :class:`ResidualWriter` off inside the block, except one that is attached there."""
     global _suspended
     _suspended += 1
     try:
@@ -216,6 +289,7 @@ class ResidualWriter:
     def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
         """Attach to ``layers``, inactive and with nothing to add."""
         self.active = False
+        self._attached_at = _suspended
         self._additions: dict[int, Tensor] = {}
         self._changed: dict[int, Tensor] | None = {}
         blocks = _blocks(model)
@@ -245,7 +319,7 @@ class ResidualWriter:
 
     def _adder(self, layer: int) -> _Edit:
         def add(hidden: Tensor) -> Tensor | None:
-            if not self.active or _suspended or layer not in self._additions:
+            if not self.active or _suspended > self._attached_at or layer not in self._additions:
                 return None
             addition = self._additions[layer]
             if addition.device != hidden.device or addition.dtype != hidden.dtype:

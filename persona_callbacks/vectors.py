@@ -25,6 +25,11 @@ Layers = Literal["all", "chosen"] | Sequence[int]
 
 _FORMAT = "persona-callbacks/1"
 
+_FEW = 20
+_LOW_AUC = 0.7
+_LOW_COSINE = 0.5
+"""Below any of these, a vector is reported as weak."""
+
 
 @dataclass(frozen=True, eq=False)
 class PersonaVector:
@@ -39,8 +44,10 @@ class PersonaVector:
         model_revision: which weights of that model.
         position: where the activations were read.
         probes: questions on which shift is measured; never used in extraction.
-        counts: number of responses behind each mean, by ``trait`` and ``opposite``.
-        statistics: per-layer evidence, such as the held-out ``auc``.
+        counts: number of responses behind each mean, ``trait`` and ``opposite``, and how many were ``generated`` for
+            each before filtering.
+        statistics: per-layer evidence: held-out ``auc``, ``cohens_d``, ``split_half_cosine``, ``steering_effect``, ...
+        judge: the calibration of the contrastive judge on this trait; see :mod:`persona_callbacks.judging`.
         trait_fingerprint: SHA-256 of the trait's content.
         last_row_normed: whether the last row is of the stream after the final norm, as in files made from transformers'
             ``hidden_states``; such a row is kept, but never read or steered with.
@@ -56,6 +63,7 @@ class PersonaVector:
     probes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    judge: Mapping[str, Any] = field(default_factory=dict)
     trait_fingerprint: str = ""
     last_row_normed: bool = False
     library_version: str = field(default_factory=lambda: version("persona-callbacks"))
@@ -104,6 +112,21 @@ class PersonaVector:
                 f" block's output, and cannot be used there; expected a layer up to {layer - 1}"
             )
         return layer
+
+    def weaknesses(self) -> list[str]:
+        """What speaks against relying on this vector, in words; empty if nothing does, or if nothing was recorded."""
+        found = []
+        kept = [self.counts[kind] for kind in ("trait", "opposite") if kind in self.counts]
+        if kept and min(kept) < _FEW:
+            found.append(f"it rests on {' and '.join(map(str, kept))} responses, fewer than {_FEW} of a kind")
+        for name, words, least in (
+            ("auc", "held-out AUC", _LOW_AUC),
+            ("split_half_cosine", "cosine between the vectors of two halves of the questions", _LOW_COSINE),
+        ):
+            values = self.statistics.get(name, ())
+            if len(values) > self.layer and values[self.layer] < least:
+                found.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
+        return found
 
     def direction(self, layer: int | None = None) -> Tensor:
         """One layer's direction ``[hidden_size]``; by default that of the chosen layer.
@@ -165,6 +188,7 @@ class PersonaVector:
             "probes": json.dumps(self.probes),
             "counts": json.dumps(dict(self.counts)),
             "statistics": json.dumps({name: list(values) for name, values in self.statistics.items()}),
+            "judge": json.dumps(dict(self.judge)),
             "trait_fingerprint": self.trait_fingerprint,
             "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,
@@ -205,6 +229,7 @@ class PersonaVector:
                 probes=tuple(parsed["probes"]),
                 counts=parsed["counts"],
                 statistics=parsed["statistics"],
+                judge=json.loads(metadata.get("judge", "{}")),
                 trait_fingerprint=metadata["trait_fingerprint"],
                 last_row_normed=json.loads(metadata.get("last_row_normed", "false")),
                 library_version=metadata["library_version"],
@@ -267,7 +292,7 @@ def steering_additions(
 
 
 def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]:
-    """Return the vectors as a tuple if there is at least one, one per trait, all of one shape.
+    """Return the vectors as a tuple if there is at least one, one per trait, all of one shape. Warns of weak ones.
 
     Raises:
         InputError: otherwise.
@@ -283,6 +308,9 @@ def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]
     shapes = {vector.trait: list(vector.directions.shape) for vector in vectors}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise InputError(f"vectors: of different models, the shapes of their directions are {shapes}")
+    for vector in vectors:
+        for weakness in vector.weaknesses():
+            warnings.warn(f"persona vector {vector.trait!r} is weak: {weakness}", stacklevel=3)
     return tuple(vectors)
 
 

@@ -1,0 +1,69 @@
+"""Batches of token sequences in which a shared beginning is computed once.
+
+Contrastive responses share their system prompt, rollouts their whole prompt: often more than half of all tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from persona_callbacks.chats import EncodedChat
+
+_GROUP_COST = 64
+"""What a further group costs, in tokens: a pass for its prefix, and smaller batches."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Chats that share their first tokens.
+
+    Attributes:
+        prefix_length: how many tokens all of them share; always short of the prompt's last token.
+        batches: indices of the chats, similar lengths together.
+    """
+
+    prefix_length: int
+    batches: tuple[tuple[int, ...], ...]
+
+
+def shared_groups(chats: Sequence[EncodedChat], batch_size: int) -> list[Group]:
+    """Split chats into groups so that few tokens are computed in all. Every chat is in exactly one batch."""
+    order = sorted(range(len(chats)), key=lambda index: chats[index].input_ids)
+    shared = [0] + [_common(chats[a], chats[b]) for a, b in pairwise(order)]
+    groups = []
+    for start, end in _split(order, shared, chats, 0, len(order)):
+        indices = sorted(order[start:end], key=lambda index: len(chats[index].input_ids))
+        count = -(-len(indices) // batch_size)
+        bounds = [len(indices) * number // count for number in range(count + 1)]
+        batches = tuple(tuple(indices[a:b]) for a, b in pairwise(bounds))
+        groups.append(Group(min(shared[start + 1 : end], default=0), batches))
+    return groups
+
+
+def _common(first: EncodedChat, second: EncodedChat) -> int:
+    limit = min(first.prompt_length, second.prompt_length) - 1
+    for position, (a, b) in enumerate(zip(first.input_ids[:limit], second.input_ids[:limit], strict=False)):
+        if a != b:
+            return position
+    return max(limit, 0)
+
+
+def _split(
+    order: Sequence[int], shared: Sequence[int], chats: Sequence[EncodedChat], start: int, end: int
+) -> list[tuple[int, int]]:
+    """Cut a sorted run wherever the least is shared, and on, as long as that saves more tokens than it costs.
+
+    ``shared[i]`` is what the ``i``-th in order shares with the one before it.
+    """
+    inner = shared[start + 1 : end]
+    if not inner:
+        return [(start, end)] if end > start else []
+    least = min(inner)
+    cuts = [start, *(place for place in range(start + 1, end) if shared[place] == least), end]
+    parts = [part for first, last in pairwise(cuts) for part in _split(order, shared, chats, first, last)]
+
+    def saved(first: int, last: int) -> int:
+        return min(shared[first + 1 : last], default=0) * (last - first - 1) - _GROUP_COST
+
+    worth = sum(saved(first, last) for first, last in parts) > saved(start, end)
+    return parts if worth else [(start, end)]

@@ -1,0 +1,239 @@
+"""Judging trait expression: how much a response shows a trait, from 0 to 100.
+
+The contrastive judge needs no other model. A response is as telling as it is more likely under instructions that ask
+for the trait than under their opposites, which differ in one thing: so style and topic cancel. A response made under
+a pair of instructions is judged by other pairs, or it would be recognised by its origin.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+
+from persona_callbacks import residual
+from persona_callbacks.chats import Chat, encode_chat
+from persona_callbacks.errors import InputError
+from persona_callbacks.likelihood import response_log_probabilities
+from persona_callbacks.models import LoadedModel
+from persona_callbacks.traits import Trait
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response to judge.
+
+    Attributes:
+        question: what was asked.
+        response: what was answered.
+        pair: number of the instruction pair that it was made under, if any.
+    """
+
+    question: str
+    response: str
+    pair: int | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a judge says of a response.
+
+    Attributes:
+        expression: trait expression, 0 to 100; ``None`` if the response could not be scored.
+        coherence: 0 to 100, if the judge gives it.
+        refusal: the response declines to answer; then it has no expression.
+    """
+
+    expression: float | None
+    coherence: float | None = None
+    refusal: bool = False
+
+
+class Judge(Protocol):
+    """Scores responses."""
+
+    def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
+        """One score for each answer; ``advance`` is called with the number done now and then."""
+        ...
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What maps log-likelihood ratios to 0–100 for one model and trait.
+
+    Attributes:
+        offsets: by instruction pair, the mean ratio over contrastive responses, in nats per token.
+        scales: by instruction pair, their standard deviation.
+        slope: of the logistic function of the mean standardised ratio.
+        intercept: of the same.
+        auc: how well the score ranks contrastive responses to questions that it was not fitted on.
+        calibration_error: expected calibration error on them, 0 to 1.
+    """
+
+    offsets: tuple[float, ...]
+    scales: tuple[float, ...]
+    slope: float
+    intercept: float
+    auc: float
+    calibration_error: float
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> "Calibration":
+        """From what ``dataclasses.asdict`` made, as stored with a persona vector.
+
+        Raises:
+            InputError: it is no calibration.
+        """
+        try:
+            return cls(**{**content, "offsets": tuple(content["offsets"]), "scales": tuple(content["scales"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"no calibration of a contrastive judge ({error}); extract the persona vector again"
+            ) from error
+
+    def expressions(self, ratios: Tensor) -> Tensor:
+        """Trait expression 0–100, ``[answers]``, from ratios ``[answers, pairs]``, NaN where a pair was not used."""
+        return 100 * torch.sigmoid(self.slope * self._standardised(ratios) + self.intercept)
+
+    def _standardised(self, ratios: Tensor) -> Tensor:
+        offsets, scales = torch.tensor(self.offsets), torch.tensor(self.scales)
+        return ((ratios - offsets) / scales).nanmean(dim=1)
+
+
+class ContrastiveJudge:
+    """Judges by the base model's own likelihoods, calibrated on contrastive responses."""
+
+    def __init__(self, loaded: LoadedModel, trait: Trait, calibration: Calibration, pairs: int = 2) -> None:
+        """Judge by ``pairs`` instruction pairs a response: more is slower and steadier."""
+        self._loaded = loaded
+        self._trait = trait
+        self._calibration = calibration
+        self._pairs = pairs
+
+    def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
+        """Scores; an empty response has none."""
+        ratios = log_ratios(self._loaded, self._trait, answers, self._pairs, advance)
+        found = self._calibration.expressions(ratios).tolist()
+        return [Score(None if math.isnan(expression) else expression) for expression in found]
+
+
+def judging_pairs(answer: Answer, trait: Trait, pairs: int) -> list[int]:
+    """The instruction pairs that judge an answer: the ones after its own, which is left out."""
+    first = 0 if answer.pair is None else answer.pair + 1
+    available = len(trait.instructions) - (answer.pair is not None)
+    return [(first + step) % len(trait.instructions) for step in range(min(pairs, available))]
+
+
+def log_ratios(
+    loaded: LoadedModel,
+    trait: Trait,
+    answers: Sequence[Answer],
+    pairs: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Mean log-probability per token under a pair's trait instruction less that under its opposite, in nats.
+
+    Returns:
+        ``[answers, instruction pairs]`` float32; NaN where a pair was not used, and for empty responses.
+    """
+    ratios = torch.full((len(answers), len(trait.instructions)), math.nan)
+    used = [judging_pairs(answer, trait, pairs) if answer.response else [] for answer in answers]
+    done = torch.zeros(len(answers), dtype=torch.int64)
+    for number, pair in enumerate(trait.instructions):
+        indices = [index for index, numbers in enumerate(used) if number in numbers]
+        if not indices:
+            continue
+        sides = []
+        for instruction in (pair.trait, pair.opposite):
+            chats = [
+                encode_chat(
+                    Chat(
+                        (
+                            {"role": "system", "content": instruction},
+                            {"role": "user", "content": answers[index].question},
+                            {"role": "assistant", "content": answers[index].response},
+                        )
+                    ),
+                    loaded.tokenizer,
+                )
+                for index in indices
+            ]
+            with residual.probing(loaded.model), residual.base_model(loaded.model):
+                sides.append(response_log_probabilities(loaded.model, loaded.tokenizer, chats))
+        ratios[indices, number] = sides[0] - sides[1]
+        done[indices] += 1
+        advance(sum(int(done[index]) == len(used[index]) for index in indices))
+    return ratios
+
+
+def calibrate(ratios: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
+    """Fit the judge on contrastive responses, labelled by the instruction that they were made under.
+
+    Args:
+        ratios: ``[responses, instruction pairs]``, of :func:`log_ratios`.
+        shows: ``[responses]`` bool, whether the trait was asked for.
+        fold: ``[responses]``, 0 or 1: which half of the questions; each half is scored by the fit on the other one to
+            tell how good the judge is.
+
+    Raises:
+        InputError: fewer than two usable responses of a kind in one half.
+    """
+    usable = ~ratios.isnan().all(dim=1)
+    for name, wanted in (("trait", True), ("opposite", False)):
+        for half in (0, 1):
+            found = int((usable & (shows == wanted) & (fold == half)).sum())
+            if found < 2:
+                raise InputError(
+                    f"of {len(shows)} responses generated, {found} usable under the {name} instructions for every"
+                    " second question, expected at least 2; use more questions or rollouts, or a larger max_new_tokens"
+                )
+    probabilities = torch.empty(len(ratios))
+    for half in (0, 1):
+        inside = usable & (fold != half)
+        fitted = _fit(ratios[inside], shows[inside])
+        probabilities[fold == half] = fitted.expressions(ratios[fold == half]) / 100
+    labels = shows[usable].int()
+    whole = _fit(ratios[usable], shows[usable])
+    return Calibration(
+        whole.offsets,
+        whole.scales,
+        whole.slope,
+        whole.intercept,
+        auc=float(binary_auroc(probabilities[usable], labels)),
+        calibration_error=float(binary_calibration_error(probabilities[usable], labels, n_bins=10)),
+    )
+
+
+def _fit(ratios: Tensor, shows: Tensor) -> Calibration:
+    offsets = ratios.nanmean(dim=0).nan_to_num(0.0)
+    variances = (ratios - offsets).square().nanmean(dim=0)
+    scales = variances.sqrt().nan_to_num(1.0).clamp_min(1e-6)
+    plain = Calibration(tuple(offsets.tolist()), tuple(scales.tolist()), 1.0, 0.0, math.nan, math.nan)
+    slope, intercept = _logistic(plain._standardised(ratios), shows)
+    return Calibration(plain.offsets, plain.scales, slope, intercept, math.nan, math.nan)
+
+
+def _logistic(values: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Slope and intercept of a logistic fit, both classes weighing the same, with a slight ridge so that separable
+    values have a finite answer.
+    """
+    x, y = values.double(), labels.double()
+    weights = torch.where(labels, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+    parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = parameters[0] * x + parameters[1]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, weight=weights)
+        loss = loss + 1e-3 * parameters[0] ** 2
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    slope, intercept = parameters.tolist()
+    return slope, intercept
