@@ -1,7 +1,8 @@
-"""Means of two kinds of responses and how well their difference tells them apart, in memory that does not grow.
+"""The mean difference between two kinds of responses and how well it tells them apart, in memory that does not grow.
 
-Sums are kept for each kind and each half of the questions; a bounded sample of the activations themselves is kept for
-what sums cannot tell (rank and spread).
+Sums are kept for each question and kind; a bounded sample of the activations themselves is kept for what sums cannot
+tell (rank and spread). The difference is taken within questions: a filter keeps more trait responses to some questions
+and more opposite ones to others, and the plain difference of means would hold what those questions are about.
 """
 
 from collections.abc import Sequence
@@ -37,27 +38,38 @@ class Evidence:
 class Contrast:
     """Accumulates activations of responses that show a trait and of responses that do not."""
 
-    def __init__(self, shows: Tensor, fold: Tensor, positions: int, layers: int, hidden_size: int) -> None:
+    def __init__(self, shows: Tensor, questions: Tensor, positions: int, layers: int, hidden_size: int) -> None:
         """Expect responses of these kinds.
 
         Args:
             shows: ``[responses]`` bool.
-            fold: ``[responses]``, 0 or 1: the half that the response's question is in.
+            questions: ``[responses]`` int64, the number of each response's question; even and odd ones are the two
+                halves.
             positions: number of positions.
             layers: number of layers.
             hidden_size: width of the residual stream.
 
         Raises:
-            InputError: one of the four groups is empty.
+            InputError: no question in one of the halves has responses of both kinds.
         """
-        self._group = 2 * shows.long() + fold.long()
-        self._counts = torch.bincount(self._group, minlength=4)
-        if (self._counts == 0).any():
-            raise InputError(f"no response in one of the groups (kind, half of the questions): {self._counts.tolist()}")
+        self._group = 2 * questions + shows.long()
+        count = int(questions.max()) + 1
+        counts = torch.bincount(self._group, minlength=2 * count).view(count, 2)
+        # A question weighs by how well its difference is known: as much as its rarer kind, plainly put.
+        weights = counts.prod(dim=1) / counts.sum(dim=1).clamp_min(1)
+        self._halves = [weights.double() * (torch.arange(count) % 2 == half) for half in (0, 1)]
+        for half, name in enumerate(("even", "odd")):
+            if not self._halves[half].any():
+                raise InputError(
+                    f"no {name}-numbered question has responses of both kinds; use more questions or rollouts"
+                )
         # float64, since the gap between two means can be tiny beside the means.
-        self._sums = torch.zeros(4, positions, layers, hidden_size, dtype=torch.float64)
-        sampled = [_evenly(torch.nonzero(self._group == group).flatten(), _SAMPLED) for group in range(4)]
-        self._sample_group = torch.repeat_interleave(torch.arange(4), torch.tensor([len(s) for s in sampled]))
+        self._sums = torch.zeros(2 * count, positions, layers, hidden_size, dtype=torch.float64)
+        self._counts = counts.flatten().clamp_min(1)
+        kinds = [(shows == wanted) & (questions % 2 == half) for half in (0, 1) for wanted in (False, True)]
+        sampled = [_evenly(torch.nonzero(kind).flatten(), _SAMPLED) for kind in kinds]
+        self._sampled_half = torch.repeat_interleave(torch.tensor([0, 0, 1, 1]), torch.tensor([*map(len, sampled)]))
+        self._sampled_shows = shows[torch.cat(sampled)]
         self._slot = {int(index): slot for slot, index in enumerate(torch.cat(sampled))}
         self._sample = torch.zeros(len(self._slot), positions, layers, hidden_size)
 
@@ -69,29 +81,27 @@ class Contrast:
                 self._sample[self._slot[index]] = activations[row]
 
     def directions(self, position: int) -> Tensor:
-        """Mean over responses that show the trait less the mean over the others: ``[layers, hidden_size]`` float32."""
-        return self._difference(position, (0, 1)).float()
+        """Mean over responses that show the trait less the mean over the others to the same questions:
+        ``[layers, hidden_size]`` float32.
+        """
+        return self._difference(position, self._halves[0] + self._halves[1]).float()
 
     def evidence(self, position: int) -> Evidence:
         """How good the directions at a position are."""
-        halves = [self._difference(position, (half,)) for half in (0, 1)]
+        halves = [self._difference(position, weights) for weights in self._halves]
         aucs, gaps = [], []
         for half in (0, 1):
-            outside = self._sample_group % 2 == half
+            outside = self._sampled_half == half
             scores = (self._sample[outside, position] * halves[1 - half].float()).sum(dim=-1)
-            labels = self._sample_group[outside] >= 2
-            aucs.append(_auc(scores, labels))
-            gaps.append(_cohens_d(scores, labels))
+            aucs.append(_auc(scores, self._sampled_shows[outside]))
+            gaps.append(_cohens_d(scores, self._sampled_shows[outside]))
         cosine = torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1)
         return Evidence(torch.stack(aucs).mean(dim=0), torch.stack(gaps).mean(dim=0), cosine.float())
 
-    def _difference(self, position: int, halves: Sequence[int]) -> Tensor:
-        means = [
-            self._sums[[kind + half for half in halves], position].sum(dim=0)
-            / self._counts[[kind + half for half in halves]].sum()
-            for kind in (0, 2)
-        ]
-        return means[1] - means[0]
+    def _difference(self, position: int, weights: Tensor) -> Tensor:
+        means = self._sums[:, position] / self._counts[:, None, None]
+        others, shows = means.unflatten(0, (-1, 2)).unbind(dim=1)
+        return torch.einsum("q,qlh->lh", weights / weights.sum(), shows - others)
 
 
 def _evenly(indices: Tensor, count: int) -> Tensor:

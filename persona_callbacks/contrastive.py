@@ -143,7 +143,7 @@ def judge_responses(
         console: where progress is shown.
 
     Raises:
-        InputError: nothing is left of one kind in one half of the questions.
+        InputError: in one half of the questions, none has responses of both kinds left.
     """
     calibration = None
     if judge is not None:
@@ -153,7 +153,8 @@ def judge_responses(
     elif pairs:
         ratios = _ratios(loaded, trait, responses, pairs, file, console)
         try:
-            calibration = calibrate(ratios, *kinds(responses))
+            shows, questions = kinds(responses)
+            calibration = calibrate(ratios, shows, questions % 2)
         except InputError as error:
             raise InputError(f"trait {trait.name!r}: {error}") from error
         expressions = calibration.expressions(ratios).tolist()
@@ -168,9 +169,9 @@ def judge_responses(
 
 
 def kinds(responses: Sequence[Response]) -> tuple[Tensor, Tensor]:
-    """Whether each response was to show the trait (bool), and which half of the questions it is from (0 or 1)."""
+    """Whether each response was to show the trait (bool), and the number of its question: ``[responses]`` each."""
     shows = torch.tensor([response.shows_trait for response in responses], dtype=torch.bool)
-    return shows, torch.tensor([response.question_number % 2 for response in responses])
+    return shows, torch.tensor([response.question_number for response in responses])
 
 
 def _is_kept(response: Response, score: Score, *, judged: bool) -> bool:
@@ -183,22 +184,31 @@ def _is_kept(response: Response, score: Score, *, judged: bool) -> bool:
 
 
 def _check_kept(trait: Trait, responses: Sequence[Response], scores: Sequence[Score], kept: Sequence[int]) -> None:
-    left = Counter((responses[index].shows_trait, responses[index].question_number % 2) for index in kept)
+    answered = [
+        {responses[index].question_number for index in kept if responses[index].shows_trait == wanted}
+        for wanted in (True, False)
+    ]
+    both = answered[0] & answered[1]
+    if {number % 2 for number in both} == {0, 1}:
+        return
+    sides = []
     for name, wanted in (("trait", True), ("opposite", False)):
-        if all(left[wanted, half] for half in (0, 1)):
-            continue
         side = [score for response, score in zip(responses, scores, strict=True) if response.shows_trait == wanted]
+        left = sum(responses[index].shows_trait == wanted for index in kept)
         given = torch.tensor([score.expression for score in side if score.expression is not None])
         spread = "none could be scored"
         if len(given):
             low, middle, high = given.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
-            spread = f"their scores were {low:.0f} / {middle:.0f} / {high:.0f} (10th, 50th, 90th percentile)"
-        raise InputError(
-            f"trait {trait.name!r}: of {len(side)} responses generated under the {name} instructions,"
-            f" {left[wanted, 0] + left[wanted, 1]} were kept, and in each half of the questions at least 1 is needed;"
-            f" {spread}, expected {'above' if wanted else 'below'} 50. Make the instructions of the trait stronger, ask"
-            " more questions (extraction.questions, extraction.rollouts), or keep all (extraction.judge_pairs=0)"
+            spread = f"scores {low:.0f} / {middle:.0f} / {high:.0f} at the 10th, 50th and 90th percentile"
+        sides.append(
+            f"of {len(side)} generated under the {name} instructions {left} were kept ({spread}; expected"
+            f" {'above' if wanted else 'below'} 50)"
         )
+    raise InputError(
+        f"trait {trait.name!r}: too few responses are left: {', '.join(sides)}, and {len(both)} questions have both"
+        " kinds, expected at least one even and one odd question. Make the instructions of the trait stronger, ask more"
+        " (extraction.questions, extraction.rollouts), or keep all (extraction.judge_pairs=0)"
+    )
 
 
 def _ratios(

@@ -36,8 +36,10 @@ from persona_callbacks.projection import iterate_activations
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import POSITIONS, PersonaVector, Position
 
-_METHOD = 3
+_METHOD = 4
 """Part of the cache key: raised when the same responses would give another vector."""
+_READ_TOGETHER = 1000
+"""Responses that are tokenised at a time."""
 _EFFECT_RESPONSES = 12
 """Responses of each kind on which the steering effect of a layer is measured."""
 
@@ -168,7 +170,7 @@ def extract(
         [revision, trait.fingerprint, generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
     )
     folder = cache_dir() / "vectors" / loaded.id.rpartition("/")[2]
-    result = folder / f"{trait.name}-{_key([_METHOD, made, asdict(settings), repr(judge) if judge else None])}"
+    result = folder / f"{trait.name}-{_key([_METHOD, made, asdict(settings), judge.name if judge else None])}"
     if result.is_dir():
         console.print(f"Persona vector of {trait.name}: cached, {result}")
         return load_extraction(result, settings)
@@ -241,28 +243,32 @@ def _read(
     shape = residual.dimensions(loaded.model)
     layers = range(shape.num_layers + 1)
     contrast = Contrast(*kinds(responses), len(POSITIONS), len(layers), shape.hidden_size)
-    chats = [
-        encode_chat(Chat((*response.prompt(), {"role": "assistant", "content": response.text})), loaded.tokenizer)
-        for response in responses
-    ]
     with progress_bar(console) as progress:
-        task = progress.add_task(f"{trait.name}: reading activations", total=len(chats))
-        for indices, read in iterate_activations(
-            loaded.model, loaded.tokenizer, chats, layers, POSITIONS, settings.batch_size
-        ):
-            activations = read.cpu()
-            broken = (~activations.isfinite()).nonzero()
-            if len(broken):
-                row, _, layer, _ = broken[0].tolist()
-                response = responses[indices[row]]
-                raise InputError(
-                    f"trait {trait.name!r}: activations that are not finite at layer {layer}, in the response to"
-                    f" {response.question!r} under {response.instruction!r}; load the model in a wider dtype, such as"
-                    " model.dtype=float32"
-                )
-            contrast.add(indices, activations)
-            progress.advance(task, len(indices))
+        task = progress.add_task(f"{trait.name}: reading activations", total=len(responses))
+        for start in range(0, len(responses), _READ_TOGETHER):
+            part = responses[start : start + _READ_TOGETHER]
+            chats = [Chat((*response.prompt(), {"role": "assistant", "content": response.text})) for response in part]
+            encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
+            batches = iterate_activations(
+                loaded.model, loaded.tokenizer, encoded, layers, POSITIONS, settings.batch_size
+            )
+            for indices, read in batches:
+                activations = read.cpu()
+                _check_finite(trait, [part[index] for index in indices], activations)
+                contrast.add([start + index for index in indices], activations)
+                progress.advance(task, len(indices))
     return contrast
+
+
+def _check_finite(trait: Trait, responses: Sequence[Response], activations: Tensor) -> None:
+    broken = (~activations.isfinite()).nonzero()
+    if len(broken):
+        row, _, layer, _ = broken[0].tolist()
+        raise InputError(
+            f"trait {trait.name!r}: activations that are not finite at layer {layer}, in the response to"
+            f" {responses[row].question!r} under {responses[row].instruction!r}; load the model in a wider dtype, such"
+            " as model.dtype=float32"
+        )
 
 
 def _choose_layer(

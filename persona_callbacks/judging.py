@@ -53,7 +53,9 @@ class Score:
 
 
 class Judge(Protocol):
-    """Scores responses."""
+    """Scores responses; ``name`` tells judges apart that would score differently."""
+
+    name: str
 
     def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
         """One score for each answer; ``advance`` is called with the number done now and then."""
@@ -105,6 +107,8 @@ class Calibration:
 
 class ContrastiveJudge:
     """Judges by the base model's own likelihoods, calibrated on contrastive responses."""
+
+    name = "contrastive"
 
     def __init__(self, loaded: LoadedModel, trait: Trait, calibration: Calibration, pairs: int = 2) -> None:
         """Judge by ``pairs`` instruction pairs a response: more is slower and steadier."""

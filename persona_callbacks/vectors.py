@@ -126,6 +126,11 @@ class PersonaVector:
             values = self.statistics.get(name, ())
             if len(values) > self.layer and values[self.layer] < least:
                 found.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
+        if self.judge.get("auc", 1.0) < _LOW_AUC:
+            found.append(
+                f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
+                f" {self.judge['auc']:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
+            )
         return found
 
     def direction(self, layer: int | None = None) -> Tensor:

@@ -1,11 +1,8 @@
 """``persona-train``: LoRA fine-tuning with persona monitoring and preventative steering."""
 
 import json
-import logging
-import sys
 import time
 import uuid
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,9 +13,7 @@ import hydra
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
@@ -27,10 +22,10 @@ from peft import LoraConfig
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from persona_callbacks import metrics, residual
 from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
 from persona_callbacks.callbacks import PersonaMonitor, PreventativeSteering
 from persona_callbacks.chats import Chat, read_chats
 from persona_callbacks.errors import InputError
@@ -40,7 +35,6 @@ from persona_callbacks.fine_tuning import ChatData, LoraFineTuning
 from persona_callbacks.generation import Sampling, generate
 from persona_callbacks.models import ModelSource, load_model
 from persona_callbacks.results import RunResult, summary, trajectory_figure, write_json
-from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
 
@@ -61,12 +55,8 @@ class _Study:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> None:
     """Run the app; a user's mistake is told in one line."""
-    try:
+    with mistakes_in_one_line():
         train(cfg, Path(HydraConfig.get().runtime.output_dir))
-    except (InputError, MisconfigurationException) as error:
-        sys.exit(f"error: {error}")
-    except InstantiationException as error:
-        sys.exit(f"error: {error.__cause__ or error}")
 
 
 def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
@@ -76,19 +66,17 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         InputError: input that cannot be used; before any long work.
     """
     console = Console()
-    _quiet_libraries()
+    quiet_libraries()
     source: ModelSource = instantiate(cfg.model)
     extraction: ExtractionSettings = instantiate(cfg.extraction)
-    traits = [
-        Trait.from_mapping(OmegaConf.to_container(t), f"trait={name}") for name, t in cfg.get("traits", {}).items()
-    ]
+    traits = chosen_traits(cfg)
     chats = read_chats(cfg.data.path)[: cfg.data.max_samples]
     instantiate(cfg.lora)
     from_files = [PersonaVector.load(path) for path in cfg.vectors]
     _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
 
     loaded = load_model(source, console)
-    nn.Module.to(loaded.model, _device(cfg))
+    nn.Module.to(loaded.model, chosen_device(cfg.trainer.accelerator))
     shape = residual.dimensions(loaded.model)
     for vector in from_files:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
@@ -164,7 +152,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         if trainer.is_global_zero:
             with whole(folder / "adapter") as scratch:
                 module.save_adapter(str(scratch))
-        answers = _answer(module.model.to(_device(cfg)), loaded.tokenizer, study)
+        answers = _answer(module.model.to(chosen_device(cfg.trainer.accelerator)), loaded.tokenizer, study)
         metrics.log_table(trainer, "answers", ["question", "answer"], [*zip(study.questions, answers, strict=True)])
         coefficients = dict(steering.coefficients) if steering is not None else {}
         readings = tuple(monitor.readings)
@@ -238,24 +226,6 @@ def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Lo
     }
     folder.mkdir(parents=True, exist_ok=True)
     return [instantiate(logger) for logger in filled.logger.values()]
-
-
-def _quiet_libraries() -> None:
-    """Hide what other libraries say about themselves; what concerns the user's run stays."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    for message in (
-        r".*isinstance\(treespec, LeafSpec\)",
-        r".*is_gradient_checkpointing",
-        r"Checkpoint directory .* exists",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _device(cfg: DictConfig) -> torch.device:
-    """Where extraction and answers are computed: where training is."""
-    found = torch.accelerator.current_accelerator() if cfg.trainer.accelerator != "cpu" else None
-    return found or torch.device("cpu")
 
 
 def _content(cfg: DictConfig) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Gathers what ``persona-extract`` wrote for several traits: a table and two figures, one panel a trait.
+
+python experiments/extraction/summarise.py outputs/vectors/SmolLM2-135M-Instruct
+"""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from persona_callbacks import PersonaVector
+from persona_callbacks.layer_choice import Steered
+
+FOLDER = Path(__file__).parent
+TRAITS = ("evil", "sycophancy", "hallucination", "impolite", "apathetic", "optimistic", "humorous")
+
+
+def main(outputs: Path) -> None:
+    """Write ``results.csv``, ``auc.csv``, ``curves.png``, ``layers.png`` and the cosine table beside this script."""
+    vectors = [PersonaVector.load(outputs / f"{trait}.safetensors") for trait in TRAITS]
+    curves = [read_curve(outputs / f"{trait}.curve.jsonl") for trait in TRAITS]
+    with (FOLDER / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trait", "generated a kind", "kept trait", "kept opposite", "judge AUC", "judge ECE", "layer",
+                         "norm", "AUC", "Cohen's d", "split-half cosine", *(f"expression at {p.coefficient:+g}"
+                         for p in curves[0]), "rank correlation", "weak because"])  # fmt: skip
+        for vector, curve in zip(vectors, curves, strict=True):
+            at = {name: vector.statistics[name][vector.layer] for name in ("auc", "cohens_d", "split_half_cosine")}
+            counts, judge = vector.counts, vector.judge
+            writer.writerow([
+                vector.trait, counts["generated_trait"], counts["trait"], counts["opposite"], f"{judge['auc']:.3f}",
+                f"{judge['calibration_error']:.3f}", vector.layer, f"{vector.direction().norm():.2f}",
+                *(f"{value:.3f}" for value in at.values()), *(f"{point.expression:.1f}" for point in curve),
+                f"{rank_correlation(curve):.2f}", "; ".join(vector.weaknesses()),
+            ])  # fmt: skip
+    with (FOLDER / "auc.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["layer", *TRAITS])
+        writer.writerows(zip(range(vectors[0].num_layers + 1), *(v.statistics["auc"] for v in vectors), strict=True))
+    curves_figure(curves).savefig(FOLDER / "curves.png")
+    layers_figure(vectors).savefig(FOLDER / "layers.png")
+    for name in ("cosines.csv", "cosines.png"):
+        shutil.copyfile(outputs / name, FOLDER / name)
+
+
+def read_curve(path: Path) -> list[Steered]:
+    """What ``persona-extract`` wrote."""
+    return [Steered(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rank_correlation(curve: list[Steered]) -> float:
+    """Kendall's tau of expression with the coefficient: 1 if it rises at every step."""
+    points = [(point.coefficient, point.expression) for point in curve]
+    signs = [(a[1] < b[1]) - (a[1] > b[1]) for i, a in enumerate(points) for b in points[i + 1 :]]
+    return sum(signs) / len(signs)
+
+
+def panels(height: float) -> tuple[Figure, list]:  # type: ignore[type-arg]
+    """Seven axes in two rows."""
+    figure = Figure(figsize=(13, height), dpi=110, layout="constrained")
+    axes = figure.subplots(2, 4, sharex=True, sharey=True).flatten().tolist()
+    axes[-1].axis("off")
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def curves_figure(curves: list[list[Steered]]) -> Figure:
+    """Expression and coherence against the coefficient."""
+    figure, axes = panels(5.6)
+    for trait, curve, one in zip(TRAITS, curves, axes, strict=False):
+        x = [point.coefficient for point in curve]
+        one.errorbar(x, [p.expression for p in curve], [p.spread for p in curve], color="#b5261e", marker="o",
+                     capsize=2, label="trait expression")  # fmt: skip
+        one.plot(x, [p.coherence for p in curve], color="0.6", marker=".", label="coherence")
+        one.set_title(f"{trait}, layer {curve[0].layer}: τ = {rank_correlation(curve):+.2f}", loc="left", fontsize=10)
+        one.set_ylim(-2, 102)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("steering coefficient at inference")
+    return figure
+
+
+def layers_figure(vectors: list[PersonaVector]) -> Figure:
+    """Evidence by layer."""
+    figure, axes = panels(5.6)
+    for vector, one in zip(vectors, axes, strict=False):
+        statistics = vector.statistics
+        layers = range(vector.num_layers + 1)
+        one.plot(layers, statistics["auc"], color="#1f6f8b", label="held-out AUC")
+        one.plot(layers, statistics["split_half_cosine"], color="#6b4c9a", label="cosine of halves")
+        top = max(statistics["steering_effect"])
+        one.plot(statistics["steering_effect_layers"], [value / top for value in statistics["steering_effect"]],
+                 color="#b5261e", label="steering effect / its maximum")  # fmt: skip
+        one.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
+        one.set_title(f"{vector.trait}: layer {vector.layer}", loc="left", fontsize=10)
+        one.set_ylim(0, 1.02)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("layer")
+    return figure
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,157 @@
+"""``persona-extract``: persona vectors of any traits for any model, with the evidence for them."""
+
+import csv
+import io
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
+from persona_callbacks.arithmetic import cosine_table
+from persona_callbacks.errors import InputError
+from persona_callbacks.extraction import Extraction, ExtractionSettings, extract
+from persona_callbacks.figures import cosine_figure, curve_figure, layer_figure
+from persona_callbacks.files import append_lines, whole
+from persona_callbacks.generation import Generator
+from persona_callbacks.interchange import write_gguf, write_pt
+from persona_callbacks.judging import Calibration, ContrastiveJudge
+from persona_callbacks.layer_choice import Steered, steered_expression
+from persona_callbacks.models import LoadedModel, ModelSource, load_model
+from persona_callbacks.progress import progress_bar
+from persona_callbacks.traits import Trait
+from persona_callbacks.vectors import PersonaVector
+
+_FORMATS = ("pt", "gguf")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="extract")
+def main(cfg: DictConfig) -> None:
+    """Run the app; a user's mistake is told in one line."""
+    with mistakes_in_one_line():
+        run(cfg)
+
+
+def run(cfg: DictConfig) -> list[PersonaVector]:
+    """Extract as configured into the folder ``out``.
+
+    Raises:
+        InputError: input that cannot be used; before any long work.
+    """
+    console = Console()
+    quiet_libraries()
+    source: ModelSource = instantiate(cfg.model)
+    settings: ExtractionSettings = instantiate(cfg.extraction)
+    traits = chosen_traits(cfg)
+    if not traits:
+        raise InputError("no trait to extract: choose some, trait=[evil]")
+    unknown = [name for name in cfg.formats if name not in _FORMATS]
+    if unknown:
+        raise InputError(f"formats: unknown {unknown[0]!r}; expected some of {', '.join(_FORMATS)}")
+    if cfg.curve.coefficients and not settings.judge_pairs:
+        raise InputError("curve.coefficients: needs the judge; expected extraction.judge_pairs above 0")
+    loaded = load_model(source, console)
+    nn.Module.to(loaded.model, chosen_device(cfg.accelerator))
+    generator: Generator = instantiate(cfg.generation)(loaded)
+    folder = Path(cfg.out).absolute() / loaded.id.rpartition("/")[2]
+
+    vectors = []
+    for trait in traits:
+        extraction = extract(loaded, trait, settings, console, generator)
+        vector = extraction.vector
+        _write(folder, extraction, cfg.formats, source.id)
+        if cfg.curve.coefficients:
+            curve = _curve(loaded, trait, vector, cfg, settings, console)
+            unsteered = next(point.expression for point in curve if point.coefficient == 0)
+            with whole(folder / f"{trait.name}.curve.jsonl") as scratch:
+                append_lines(scratch, [asdict(point) for point in curve])
+            _save(curve_figure(trait.name, curve, unsteered), folder / f"{trait.name}.curve.png")
+        vectors.append(vector)
+    if len(vectors) > 1:
+        _write_cosines(folder, vectors)
+    console.print(_summary(vectors, loaded.id))
+    for vector in vectors:
+        for weakness in vector.weaknesses():
+            warnings.warn(f"persona vector {vector.trait!r} is weak: {weakness}", stacklevel=2)
+    console.print(f"Vectors, responses and figures: {folder}")
+    return vectors
+
+
+def _write(folder: Path, extraction: Extraction, formats: Sequence[str], model_hint: str) -> None:
+    """``evil.safetensors`` for the position asked for, ``evil.prompt_last.safetensors`` and so on for the others."""
+    main = extraction.vector
+    for position, vector in extraction.vectors.items():
+        stem = main.trait if position == main.position else f"{main.trait}.{position}"
+        vector.save(folder / f"{stem}.safetensors")
+        if "pt" in formats:
+            write_pt(vector, folder / f"{stem}.pt")
+        if "gguf" in formats:
+            write_gguf(vector, folder / f"{stem}.gguf", model_hint=model_hint)
+    with whole(folder / f"{main.trait}.responses.jsonl") as scratch:
+        shutil.copyfile(extraction.responses, scratch)
+    _save(layer_figure(main), folder / f"{main.trait}.layers.png")
+
+
+def _curve(
+    loaded: LoadedModel,
+    trait: Trait,
+    vector: PersonaVector,
+    cfg: DictConfig,
+    settings: ExtractionSettings,
+    console: Console,
+) -> list[Steered]:
+    """Answers under every coefficient, ascending, 0 among them."""
+    judge = ContrastiveJudge(loaded, trait, Calibration.from_mapping(vector.judge), settings.judge_pairs)
+    conditions = [(vector.layer, float(c)) for c in sorted({0.0, *cfg.curve.coefficients})]
+    questions = trait.evaluation_questions[: cfg.curve.questions]
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"{trait.name}: steering at inference", total=len(conditions))
+        return steered_expression(
+            loaded, judge, questions, vector.directions, conditions, settings.sampling, lambda: progress.advance(task)
+        )
+
+
+def _write_cosines(folder: Path, vectors: Sequence[PersonaVector]) -> None:
+    layer = sorted(vector.layer for vector in vectors)[len(vectors) // 2]
+    names = [vector.trait for vector in vectors]
+    table = cosine_table(vectors, layer)
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow([f"layer {layer}", *names])
+    rows.writerows([name, *(f"{value:.4f}" for value in row)] for name, row in zip(names, table.tolist(), strict=True))
+    with whole(folder / "cosines.csv") as scratch:
+        scratch.write_text(text.getvalue(), encoding="utf-8")
+    _save(cosine_figure(names, table, layer), folder / "cosines.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole(path) as scratch:
+        figure.savefig(scratch)
+
+
+def _summary(vectors: Sequence[PersonaVector], model_id: str) -> Table:
+    table = Table(title=f"Persona vectors of {model_id}", caption="AUC, d and cosine: at the chosen layer, held out")
+    for column in ("trait", "kept", "judge AUC", "layer", "AUC", "Cohen's d", "cosine of halves", "weak"):
+        table.add_column(column, justify="left" if column == "trait" else "right")
+    for vector in vectors:
+        counts = vector.counts
+        at_layer = [vector.statistics[name][vector.layer] for name in ("auc", "cohens_d", "split_half_cosine")]
+        table.add_row(
+            vector.trait,
+            f"{counts['trait']}/{counts['generated_trait']} + {counts['opposite']}/{counts['generated_opposite']}",
+            f"{vector.judge['auc']:.2f}" if vector.judge else "–",
+            f"{vector.layer} of {vector.num_layers}",
+            *(f"{value:.2f}" for value in at_layer),
+            "yes" if vector.weaknesses() else "",
+        )
+    return table

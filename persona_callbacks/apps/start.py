@@ -1,0 +1,57 @@
+"""What every app does first: quiet libraries, traits from the configuration, a device, mistakes told in one line."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils import logging as transformers_logging
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.traits import Trait
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Exit with the message of an error that is the user's to mend, without a traceback."""
+    try:
+        yield
+    except (InputError, MisconfigurationException) as error:
+        sys.exit(f"error: {error}")
+    except InstantiationException as error:
+        sys.exit(f"error: {error.__cause__ or error}")
+
+
+def quiet_libraries() -> None:
+    """Hide what other libraries say about themselves; what concerns the user's run stays."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",
+        r".*is_gradient_checkpointing",
+        r"Checkpoint directory .* exists",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def chosen_traits(cfg: DictConfig) -> list[Trait]:
+    """The traits of the ``trait`` group.
+
+    Raises:
+        InputError: a trait file that cannot be used.
+    """
+    return [
+        Trait.from_mapping(OmegaConf.to_container(content), f"trait={name}")
+        for name, content in cfg.get("traits", {}).items()
+    ]
+
+
+def chosen_device(accelerator: str) -> torch.device:
+    """The accelerator of this machine, or the CPU if that is asked for."""
+    found = torch.accelerator.current_accelerator() if accelerator != "cpu" else None
+    return found or torch.device("cpu")
