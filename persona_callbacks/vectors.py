@@ -180,10 +180,9 @@ class PersonaVector:
                 stacklevel=3,
             )
 
-    def save(self, path: str | Path) -> Path:
-        """Write the vector as safetensors, whole or not at all; returns the path."""
-        path = Path(path)
-        metadata = {
+    def metadata(self) -> dict[str, str]:
+        """All but the directions, as text: what files store beside them."""
+        return {
             "format": _FORMAT,
             "trait": self.trait,
             "layer": json.dumps(self.layer),
@@ -198,8 +197,37 @@ class PersonaVector:
             "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,
         }
+
+    @classmethod
+    def from_metadata(cls, directions: Tensor, metadata: Mapping[str, str]) -> "PersonaVector":
+        """Build a vector from its directions and what :meth:`metadata` gave.
+
+        Raises:
+            KeyError: a key is missing.
+            ValueError: a value cannot be read, or (an :class:`InputError`) cannot be.
+        """
+        # Keys that older files lack have defaults.
+        text = {"judge": "{}", "last_row_normed": "false", **metadata}
+        parsed: dict[str, Any] = {
+            key: json.loads(text[key])
+            for key in ("layer", "probes", "counts", "statistics", "judge", "last_row_normed")
+        }
+        return cls(
+            **{**parsed, "probes": tuple(parsed["probes"])},
+            trait=text["trait"],
+            directions=directions,
+            model_id=text["model_id"],
+            model_revision=text["model_revision"],
+            position=text["position"],  # type: ignore[arg-type]  # checked when built
+            trait_fingerprint=text["trait_fingerprint"],
+            library_version=text["library_version"],
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the vector as safetensors, whole or not at all; returns the path."""
+        path = Path(path)
         with whole(path) as scratch:
-            save_file({"directions": self.directions.contiguous().cpu()}, scratch, metadata=metadata)
+            save_file({"directions": self.directions.contiguous().cpu()}, scratch, metadata=self.metadata())
         return path
 
     @classmethod
@@ -221,24 +249,7 @@ class PersonaVector:
                         f" {_FORMAT!r}"
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            parsed: dict[str, Any] = {
-                key: json.loads(metadata[key]) for key in ("layer", "probes", "counts", "statistics")
-            }
-            return cls(
-                trait=metadata["trait"],
-                directions=tensors["directions"],
-                layer=parsed["layer"],
-                model_id=metadata["model_id"],
-                model_revision=metadata["model_revision"],
-                position=metadata["position"],  # type: ignore[arg-type]  # checked when built
-                probes=tuple(parsed["probes"]),
-                counts=parsed["counts"],
-                statistics=parsed["statistics"],
-                judge=json.loads(metadata.get("judge", "{}")),
-                trait_fingerprint=metadata["trait_fingerprint"],
-                last_row_normed=json.loads(metadata.get("last_row_normed", "false")),
-                library_version=metadata["library_version"],
-            )
+            return cls.from_metadata(tensors["directions"], metadata)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not a readable persona vector: {error}") from error
 

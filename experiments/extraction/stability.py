@@ -59,7 +59,7 @@ def main(name: str, rollouts: int) -> None:
             picks = [side[torch.randperm(len(side), generator=generator)[: 2 * count]] for side in sides]
             halves = [picks[0][part].mean(dim=0) - picks[1][part].mean(dim=0)
                       for part in (slice(count), slice(count, None))]  # fmt: skip
-            cosines.append(torch.nn.functional.cosine_similarity(*halves, dim=-1))
+            cosines.append(torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1))
         stacked = torch.stack(cosines)
         means, spreads = stacked.mean(dim=0).tolist(), stacked.std(dim=0).tolist()
         table += [[name, layer, count, f"{m:.3f}", f"{s:.3f}"]

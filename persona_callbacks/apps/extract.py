@@ -18,7 +18,7 @@ from torch import nn
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
-from persona_callbacks.arithmetic import cosine_table
+from persona_callbacks.arithmetic import common_layer, cosine_table
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import Extraction, ExtractionSettings, extract
 from persona_callbacks.figures import cosine_figure, curve_figure, layer_figure
@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
     for trait in traits:
         extraction = extract(loaded, trait, settings, console, generator)
         vector = extraction.vector
-        _write(folder, extraction, cfg.formats, source.id)
+        _write(folder, extraction, cfg.formats, loaded.model.config.model_type)
         if cfg.curve.coefficients:
             curve = _curve(loaded, trait, vector, cfg, settings, console)
             unsteered = next(point.expression for point in curve if point.coefficient == 0)
@@ -122,7 +122,7 @@ def _curve(
 
 
 def _write_cosines(folder: Path, vectors: Sequence[PersonaVector]) -> None:
-    layer = sorted(vector.layer for vector in vectors)[len(vectors) // 2]
+    layer = common_layer(vectors)
     names = [vector.trait for vector in vectors]
     table = cosine_table(vectors, layer)
     text = io.StringIO()

@@ -1,6 +1,6 @@
 """Gathers what ``persona-extract`` wrote for several traits: a table and two figures, one panel a trait.
 
-python experiments/extraction/summarise.py outputs/vectors/SmolLM2-135M-Instruct
+python experiments/extraction/gather.py outputs/vectors/SmolLM2-135M-Instruct
 """
 
 import csv
