@@ -101,7 +101,9 @@ def basis(vectors: Sequence[PersonaVector], rank: int) -> Tensor:
 def _span(rows: Tensor) -> Tensor:
     """Orthonormal rows, the most important first, that span ``rows``: ``[rank, hidden_size]`` float64."""
     _, singular, right = torch.linalg.svd(rows.double(), full_matrices=False)
-    return right[singular > _NEGLIGIBLE * singular.max().clamp_min(torch.finfo(torch.float64).tiny)]
+    rank = int((singular > _NEGLIGIBLE * singular.max().clamp_min(torch.finfo(torch.float64).tiny)).sum())
+    span: Tensor = right[:rank]
+    return span
 
 
 def _derived(

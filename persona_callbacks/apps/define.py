@@ -1,0 +1,53 @@
+"""``persona-define``: a trait file from a sentence, through any OpenAI-compatible endpoint."""
+
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.start import mistakes_in_one_line
+from persona_callbacks.defining import check_free, check_request, define, write_trait
+from persona_callbacks.endpoints import Endpoint
+from persona_callbacks.traits import Trait
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="define")
+def main(cfg: DictConfig) -> None:
+    """Run the app; a user's mistake is told in one line."""
+    with mistakes_in_one_line():
+        run(cfg)
+
+
+def run(cfg: DictConfig) -> Trait:
+    """Define the trait as configured, write it, and show it.
+
+    Raises:
+        InputError: input that cannot be used, before the first request; or an endpoint that does not deliver.
+    """
+    console = Console()
+    check_request(cfg.name, cfg.description)
+    path = Path(cfg.out).absolute()
+    check_free(path, overwrite=cfg.overwrite)
+    endpoint: Endpoint = instantiate(cfg.endpoint)
+    with console.status(f"Asking {endpoint.model} for contrastive instructions and questions"):
+        trait = define(endpoint.complete, cfg.name, cfg.description, cfg.rounds)
+    write_trait(trait, path, overwrite=cfg.overwrite)
+    console.print(_shown(trait))
+    console.print(f"Written to {path}: read it through, it is what the vector will mean. Then")
+    console.print(f"    persona-extract trait={trait.name}")
+    return trait
+
+
+def _shown(trait: Trait) -> RenderableType:
+    pairs = Table("asks for the trait", "asks for its opposite", show_lines=True)
+    for pair in trait.instructions:
+        pairs.add_row(pair.trait, pair.opposite)
+    questions = Table("extraction questions", "evaluation questions")
+    for extraction, evaluation in zip(trait.extraction_questions, trait.evaluation_questions, strict=True):
+        questions.add_row(extraction, evaluation)
+    return Group(Panel(trait.description, title=trait.name, title_align="left"), pairs, questions)
