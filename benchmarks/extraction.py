@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from rich.console import Console
+from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat, encode_prompt, pad_token
@@ -135,7 +136,11 @@ def _bare(loaded: LoadedModel, prompts: list[list[dict[str, str]]], sampling: Sa
     for number, (ids, mask) in enumerate(batches):
         torch.manual_seed(number)
         with torch.no_grad():
-            made.append(loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=how))
+            made.append(
+                loaded.model.generate(  # type: ignore[operator]  # its type hides it
+                    input_ids=ids, attention_mask=mask, generation_config=how
+                )
+            )
     taken = time.perf_counter() - started
     new = [tokens[:, ids.shape[1] :] for tokens, (ids, _) in zip(made, batches, strict=True)]
     texts = [text.strip() for tokens in new for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
@@ -146,8 +151,14 @@ def peak_memory(count: int) -> None:
     """Read ``count`` responses with a small random model, and print this process's peak memory in MiB."""
     tokenizer = load_model(SMOLLM2, Console(stderr=True)).tokenizer
     torch.manual_seed(0)
-    shape = {"num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256}
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=256, **shape)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     loaded = LoadedModel(AutoModelForCausalLM.from_config(config), tokenizer, "random")
     trait = Trait.load("conf/trait/evil.yaml")
     responses = [
@@ -177,7 +188,7 @@ def main() -> None:
         return
     loaded = load_model(SMOLLM2, Console(stderr=True))
     if torch.cuda.is_available():
-        loaded.model.to("cuda")
+        nn.Module.to(loaded.model, "cuda")
     trait = Trait.load("conf/trait/evil.yaml")
     for rollouts in (1, 4):
         compare_activations(loaded, trait, rollouts)

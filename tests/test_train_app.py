@@ -88,7 +88,7 @@ def test_adapter_loads_with_peft_onto_the_cached_model(finished, environment):
 def test_vector_is_cached_with_its_evidence(finished, environment):
     from pathlib import Path
 
-    (file,) = Path(environment["PERSONA_CALLBACKS_CACHE"]).glob("vectors/*/evil-*.safetensors")
+    (file,) = Path(environment["PERSONA_CALLBACKS_CACHE"]).glob("vectors/*/evil-*/response_mean.safetensors")
     vector = PersonaVector.load(file)
     assert (vector.num_layers, vector.hidden_size) == (30, 576)
     assert vector.model_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -143,7 +143,7 @@ def test_finished_run_is_set_aside_by_the_next(finished, environment):
         (["vectors=[other.safetensors]"], "error: persona vector 'kind' (from other) does not fit the model"),
         (["vectors=[missing.safetensors]"], "error: missing.safetensors: no such persona vector file"),
         (["model=folder", "model.path=nowhere"], "nowhere: no model folder"),
-        (["extraction.position=middle"], "error: extraction.position: unknown position 'middle'"),
+        (["extraction.position=middle"], "error: extraction.position: unknown 'middle'; expected one of"),
         (["lora.rank=4"], "unexpected keyword argument 'rank'"),
         (["trait=envy"], "Could not find 'trait/envy'"),
         (["steering=constnt"], "Available options in 'steering':"),

@@ -29,7 +29,8 @@ def mistakes_in_one_line() -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Hide what other libraries say about themselves; what concerns the user's run stays."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "gguf"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
