@@ -1,6 +1,6 @@
-"""Gathers what ``persona-extract`` wrote for several traits: a table and two figures, one panel a trait.
+"""Gathers what ``persona-extract`` wrote for several traits: tables and two figures, one panel a trait.
 
-python experiments/extraction/gather.py outputs/vectors/SmolLM2-135M-Instruct
+python experiments/extraction/gather.py outputs/vectors/SmolLM2-135M-Instruct outputs/sweeps/SmolLM2-135M-Instruct
 """
 
 import csv
@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent
 TRAITS = ("evil", "sycophancy", "hallucination", "impolite", "apathetic", "optimistic", "humorous")
 
 
-def main(outputs: Path) -> None:
-    """Write ``results.csv``, ``auc.csv``, ``curves.png``, ``layers.png`` and the cosine table beside this script."""
+def main(outputs: Path, sweeps: Path) -> None:
+    """Write ``results.csv``, ``auc.csv``, ``sweeps.csv``, ``curves.png``, ``layers.png`` and the cosine table."""
     vectors = [PersonaVector.load(outputs / f"{trait}.safetensors") for trait in TRAITS]
     curves = [read_curve(outputs / f"{trait}.curve.jsonl") for trait in TRAITS]
     with (FOLDER / "results.csv").open("w", newline="", encoding="utf-8") as file:
@@ -40,6 +40,16 @@ def main(outputs: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["layer", *TRAITS])
         writer.writerows(zip(range(vectors[0].num_layers + 1), *(v.statistics["auc"] for v in vectors), strict=True))
+    with (FOLDER / "sweeps.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trait", "layer", "expression", "coherence", "unsteered expression", "chosen by sweep"])
+        for trait in TRAITS:
+            vector = PersonaVector.load(sweeps / f"{trait}.safetensors")
+            layers, *found = (vector.statistics[f"sweep_{name}"] for name in ("layers", "expression", "coherence"))
+            unsteered = vector.statistics["unsteered_expression"][0]
+            for layer, expression, coherence in zip(layers, *found, strict=True):
+                numbers = (f"{value:.1f}" for value in (expression, coherence, unsteered))
+                writer.writerow([trait, int(layer), *numbers, int(layer) == vector.layer])
     curves_figure(curves).savefig(FOLDER / "curves.png")
     layers_figure(vectors).savefig(FOLDER / "layers.png")
     for name in ("cosines.csv", "cosines.png"):
@@ -103,4 +113,4 @@ def layers_figure(vectors: list[PersonaVector]) -> Figure:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

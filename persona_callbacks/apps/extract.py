@@ -124,7 +124,8 @@ def _curve(
 def _write_cosines(folder: Path, vectors: Sequence[PersonaVector]) -> None:
     layer = common_layer(vectors)
     names = [vector.trait for vector in vectors]
-    table = cosine_table(vectors, layer)
+    with warnings.catch_warnings(action="ignore"):  # weak vectors are reported once, at the end
+        table = cosine_table(vectors, layer)
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow([f"layer {layer}", *names])
