@@ -1,10 +1,15 @@
 """Asking a language model behind an OpenAI-compatible endpoint."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+from openai.types.chat import ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice
 
 from persona_callbacks.errors import InputError
 
@@ -53,21 +58,31 @@ class Endpoint:
         """The answer to a prompt; it may have been cut short at ``max_tokens``.
 
         Raises:
+            InputError: as for :meth:`ask`.
+        """
+        return self.ask(prompt, max_tokens=self.max_tokens, temperature=self.temperature).message.content or ""
+
+    def ask(self, prompt: str, wishes: Mapping[str, Any] | None = None, **options: Any) -> Choice:
+        """Send a prompt with options of the chat completions API; the first choice, an empty one if there is none.
+
+        ``wishes`` are options that not every server knows: if they are refused, the prompt is sent without them.
+
+        Raises:
             InputError: the endpoint cannot be reached, refuses, or goes on failing after all retries.
         """
-        client = openai.OpenAI(
-            base_url=self.base_url,
-            api_key=os.environ.get(self.api_key_variable) or "none",
-            timeout=self.timeout,
-            max_retries=self.retries,
+        create = partial(
+            self._client.chat.completions.create,
+            model=self.model,
+            messages=[{"role": "user", "content": prompt}],
+            **options,
         )
         try:
-            answer = client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": prompt}],
-                temperature=self.temperature,
-                max_tokens=self.max_tokens,
-            )
+            try:
+                answer = create(**(wishes or {}))
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                if not wishes:
+                    raise
+                answer = create()
         # The texts of these errors are left out where they could repeat what was sent, the key among it.
         except openai.APITimeoutError as error:
             raise InputError(
@@ -90,6 +105,15 @@ class Endpoint:
             ) from None
         except openai.OpenAIError as error:
             raise InputError(f"{self.base_url}: no usable answer ({type(error).__name__})") from None
-        if not answer.choices or not answer.choices[0].message.content:
-            return ""
-        return answer.choices[0].message.content
+        if not getattr(answer, "choices", None):
+            return Choice(finish_reason="stop", index=0, message=ChatCompletionMessage(role="assistant", content=""))
+        return answer.choices[0]
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=self.base_url,
+            api_key=os.environ.get(self.api_key_variable) or "none",
+            timeout=self.timeout,
+            max_retries=self.retries,
+        )

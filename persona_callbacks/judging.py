@@ -5,9 +5,12 @@ for the trait than under their opposites, which differ in one thing: so style an
 a pair of instructions is judged by other pairs, or it would be recognised by its origin.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +20,13 @@ from torchmetrics.functional.classification import binary_auroc, binary_calibrat
 from persona_callbacks import residual
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import append_lines, complete_lines
 from persona_callbacks.likelihood import response_log_probabilities
 from persona_callbacks.models import LoadedModel
 from persona_callbacks.traits import Trait
+
+_ASKED_TOGETHER = 50
+"""Answers whose scores are kept at a time."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,10 @@ class Calibration:
 class ContrastiveJudge:
     """Judges by the base model's own likelihoods, calibrated on contrastive responses."""
 
-    name = "contrastive"
-
     def __init__(self, loaded: LoadedModel, trait: Trait, calibration: Calibration, pairs: int = 2) -> None:
         """Judge by ``pairs`` instruction pairs a response: more is slower and steadier."""
+        made_from = json.dumps([loaded.id, trait.fingerprint, asdict(calibration), pairs])
+        self.name = f"contrastive-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
         self._loaded = loaded
         self._trait = trait
         self._calibration = calibration
@@ -122,6 +129,42 @@ class ContrastiveJudge:
         ratios = log_ratios(self._loaded, self._trait, answers, self._pairs, advance)
         found = self._calibration.expressions(ratios).tolist()
         return [Score(None if math.isnan(expression) else expression) for expression in found]
+
+
+class CachedJudge:
+    """Keeps another judge's scores in a JSONL file, by what was judged; asks it only for what is not there.
+
+    Answers that could not be scored are asked for again the next time. A line cut short by an interruption is removed.
+    """
+
+    def __init__(self, judge: Judge, file: Path) -> None:
+        """Read what the file holds."""
+        self.name = judge.name
+        self._judge = judge
+        self._file = file
+        self._known = {
+            str(row["key"]): Score(row["expression"], row["coherence"], row["refusal"]) for row in complete_lines(file)
+        }
+
+    def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
+        """Scores from the file, and of the judge; those are kept as they come, ``_ASKED_TOGETHER`` at a time."""
+        keys = [self._key(answer) for answer in answers]
+        missing = {key: answer for key, answer in zip(keys, answers, strict=True) if key not in self._known}
+        advance(len(answers) - len(missing))
+        unscored: dict[str, Score] = {}
+        todo = list(missing)
+        for start in range(0, len(todo), _ASKED_TOGETHER):
+            part = todo[start : start + _ASKED_TOGETHER]
+            found = dict(zip(part, self._judge.score([missing[key] for key in part], advance), strict=True))
+            scored = {key: score for key, score in found.items() if score.expression is not None or score.refusal}
+            append_lines(self._file, [{"key": key, **asdict(score)} for key, score in scored.items()])
+            self._known.update(scored)
+            unscored.update((key, score) for key, score in found.items() if key not in scored)
+        return [self._known[key] if key in self._known else unscored[key] for key in keys]
+
+    def _key(self, answer: Answer) -> str:
+        content = json.dumps([self.name, answer.question, answer.response, answer.pair])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def judging_pairs(answer: Answer, trait: Trait, pairs: int) -> list[int]:

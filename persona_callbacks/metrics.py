@@ -1,6 +1,7 @@
 """Names of the metrics, and the one place that writes them to Lightning's loggers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -24,6 +25,16 @@ def batch_projection(trait: str) -> str:
     return f"persona/{trait}/batch_projection"
 
 
+def expression(trait: str) -> str:
+    """Trait expression of generated answers: mean score of the judge, 0 to 100."""
+    return f"persona/{trait}/expression"
+
+
+def unscored(trait: str) -> str:
+    """How many of the answers the judge could not score; refusals are not among them."""
+    return f"persona/{trait}/unscored"
+
+
 def coefficient(trait: str) -> str:
     """The steering coefficient α, in units of the raw direction."""
     return f"steering/{trait}/coefficient"
@@ -39,7 +50,7 @@ def log(trainer: Trainer, values: Mapping[str, float]) -> None:
             logger.log_metrics(dict(values), step=trainer.global_step)
 
 
-def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Sequence[str]]) -> None:
+def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table to every logger that has tables, such as W&B's."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:

@@ -5,12 +5,15 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from persona_callbacks.callbacks.evaluation import Evaluation
 from persona_callbacks.callbacks.monitor import Reading
+from persona_callbacks.expression import Expression
 from persona_callbacks.files import whole
 
 
@@ -24,7 +27,8 @@ class RunResult:
         readings: of the monitor, oldest first.
         coefficients: the steering coefficient of each steered trait at the end; empty if unsteered.
         answers: greedy answers to the study's sample questions, unsteered.
-        seconds: time that training took since it was started or resumed, readings included.
+        seconds: time that training took since it was started or resumed, readings and evaluations included.
+        evaluations: of trait expression, oldest first.
     """
 
     name: str
@@ -33,6 +37,7 @@ class RunResult:
     coefficients: Mapping[str, float]
     answers: tuple[str, ...]
     seconds: float
+    evaluations: tuple[Evaluation, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -43,7 +48,15 @@ class RunResult:
         """Read what :meth:`save` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
         readings = tuple(Reading(**reading) for reading in content.pop("readings"))
-        return cls(readings=readings, answers=tuple(content.pop("answers")), **content)
+        evaluations = tuple(
+            Evaluation(**{**one, "expression": Expression(**one["expression"])}) for one in content.pop("evaluations")
+        )
+        return cls(readings=readings, answers=tuple(content.pop("answers")), evaluations=evaluations, **content)
+
+    def expression(self, trait: str, *, at: Literal["start", "end"]) -> Expression | None:
+        """Trait expression before or after training, if it was evaluated."""
+        found = [one.expression for one in self.evaluations if one.trait == trait]
+        return found[0 if at == "start" else -1] if found else None
 
     @property
     def final_shift(self) -> Mapping[str, float]:
@@ -65,15 +78,20 @@ def summary(results: Sequence[RunResult], questions: Sequence[str], base_answers
     traits = list(results[0].final_shift)
     for trait in traits:
         runs.add_column(f"{trait} shift", justify="right")
+        if results[0].expression(trait, at="end"):
+            runs.add_column(f"{trait} expression (95 %)", justify="right")
     runs.add_column("coefficient", justify="right")
     runs.add_column("time", justify="right")
     reference = results[0].final_shift
+    base = [_shown(results[0].expression(trait, at="start")) for trait in traits]
+    if any(base):
+        runs.add_row("base model", "–", *(cell for text in base for cell in ("0", *text)), "–", "–")
     for result in results:
         shifts = []
         for trait in traits:
             shift = result.final_shift[trait]
             part = f" ({shift / reference[trait]:.0%})" if result is not results[0] and reference[trait] else ""
-            shifts.append(f"{shift:+.1f}{part}")
+            shifts += [f"{shift:+.1f}{part}", *_shown(result.expression(trait, at="end"))]
         coefficients = ", ".join(f"{trait} {value:g}" for trait, value in result.coefficients.items())
         runs.add_row(result.name, f"{result.loss:.3f}", *shifts, coefficients or "–", f"{result.seconds:.0f} s")
     answers = Table(title="Held-out questions, greedy answers", show_lines=True)
@@ -84,6 +102,10 @@ def summary(results: Sequence[RunResult], questions: Sequence[str], base_answers
     for row, question in enumerate(questions):
         answers.add_row(question, base_answers[row], *(result.answers[row] for result in results))
     return Group(runs, answers) if questions else runs
+
+
+def _shown(expression: Expression | None) -> list[str]:
+    return [] if expression is None else [f"{expression.mean:.0f} ({expression.low:.0f}–{expression.high:.0f})"]
 
 
 def trajectory_figure(results: Sequence[RunResult], questions: Sequence[str], title: str) -> Figure:

@@ -5,7 +5,11 @@ import os
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import json
+import threading
 from collections.abc import Callable
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -146,3 +150,43 @@ def all_hooks(module: torch.nn.Module) -> int:
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+@contextmanager
+def server(*answers):
+    """A real HTTP server that speaks the protocol: in turn text, a whole choice, or a number for a status; the
+    last one for ever.
+    """
+    queue, seen = list(answers), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, self.headers["Authorization"], body))
+            answer = queue.pop(0) if len(queue) > 1 else queue[0]
+            if callable(answer):
+                answer = answer(body)
+            status = answer if isinstance(answer, int) else 200
+            content = {"error": {"message": f"no, {self.headers['Authorization']}"}}
+            if status == 200:
+                choice = answer if isinstance(answer, dict) else {"message": {"role": "assistant", "content": answer}}
+                content = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+                           "choices": [{"index": 0, "finish_reason": "stop", **choice}]}  # fmt: skip
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}/v1", seen
+    finally:
+        running.shutdown()
+        running.server_close()

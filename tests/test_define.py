@@ -5,15 +5,13 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import server
 
 from persona_callbacks import InputError, Trait
 from persona_callbacks.defining import check_request, define, entries_in, problems, write_trait
@@ -130,44 +128,6 @@ def test_file_round_trip_and_no_overwriting(tmp_path):
     assert path.read_bytes() == before
     write_trait(replace(trait, description="x"), path, overwrite=True)
     assert Trait.load(path).description == "x"
-
-
-@contextmanager
-def server(*answers):
-    """A real HTTP server that speaks the protocol: text, or a number for a status, in turn; the last one for ever."""
-    queue, seen = list(answers), []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.path, self.headers["Authorization"], body))
-            answer = queue.pop(0) if len(queue) > 1 else queue[0]
-            if callable(answer):
-                answer = answer(body)
-            status = answer if isinstance(answer, int) else 200
-            content = {"error": {"message": f"no, {self.headers['Authorization']}"}}
-            if status == 200:
-                message = {"role": "assistant", "content": answer}
-                content = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                           "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/v1", seen
-    finally:
-        running.shutdown()
-        running.server_close()
 
 
 def test_endpoint_sends_what_the_protocol_wants_and_retries(monkeypatch):

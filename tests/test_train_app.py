@@ -19,13 +19,14 @@ SHORT = [
     "experiment=quickstart", "data.max_samples=24", "trainer.max_epochs=2", "monitor.every_n_steps=2",
     "checkpoint_every_n_steps=1", "sample_answers=2", "max_answer_tokens=8",
     "extraction.questions=4", "extraction.sampling.max_new_tokens=8",
+    "evaluation.callback.questions=3", "evaluation.callback.sampling.max_new_tokens=8",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     # A W&B service that another test started in this process must not be shared: it would outlive a killed run.
-    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    own = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "OPENAI_API_KEY")}
     return {**own, "PERSONA_CALLBACKS_CACHE": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "160"}
 
 
@@ -61,14 +62,30 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
         assert run["readings"][0]["shift"]["evil"] == pytest.approx(0, abs=1e-3)
         assert len(run["answers"]) == 2
         assert 0 < run["loss"] < 10
+        assert [one["step"] for one in run["evaluations"]] == [0, 6]
+        assert all(one["expression"]["scored"] == 3 for one in run["evaluations"])
+    assert unsteered["evaluations"][0] == steered["evaluations"][0]
+    judged = json.loads((study / "steered" / "judged.json").read_text(encoding="utf-8"))
+    assert [row["step"] for row in judged] == [0] * 3 + [6] * 3
+    assert judged[0].keys() == {"step", "trait", "question", "answer", "score"}
     assert unsteered["coefficients"] == {}
     assert set(steered["coefficients"]) == {"evil"}
     assert unsteered["readings"][-1]["shift"]["evil"] > steered["readings"][-1]["shift"]["evil"]
     assert (study / "trajectories.png").stat().st_size > 10_000
     for name in ("unsteered", "steered"):
         assert len(list((study / name).glob("wandb/offline-run-*/run-*.wandb"))) == 1
-        assert "persona/evil/shift" in (study / name / "csv" / "metrics.csv").read_text()
-    for part in ("Fine-tuning runs", "evil shift", "Held-out questions", "steered", "wandb sync"):
+        logged = (study / name / "csv" / "metrics.csv").read_text()
+        assert "persona/evil/shift" in logged
+        assert "persona/evil/expression_high" in logged
+    for part in (
+        "Fine-tuning runs",
+        "evil shift",
+        "evil expression",
+        "base model",
+        "Held-out questions",
+        "steered",
+        "wandb sync",
+    ):
         assert part in done.stdout
     assert not list(study.glob("**/.*.safetensors*")), "scratch files are left"
 
@@ -120,6 +137,7 @@ def test_killed_run_goes_on_and_ends_as_the_uninterrupted(finished, environment,
         assert result(study, name)["readings"] == result(killed, name)["readings"]
         assert result(study, name)["loss"] == result(killed, name)["loss"]
         assert result(study, name)["answers"] == result(killed, name)["answers"]
+        assert result(study, name)["evaluations"] == result(killed, name)["evaluations"]
 
 
 def test_finished_run_is_set_aside_by_the_next(finished, environment):
@@ -144,6 +162,10 @@ def test_finished_run_is_set_aside_by_the_next(finished, environment):
         (["vectors=[missing.safetensors]"], "error: missing.safetensors: no such persona vector file"),
         (["model=folder", "model.path=nowhere"], "nowhere: no model folder"),
         (["extraction.position=middle"], "error: extraction.position: unknown 'middle'; expected one of"),
+        (["extraction.judge_pairs=0"], "error: evaluation=contrastive: its judge is calibrated by extraction"),
+        (["evaluation=llm"], "the environment variable OPENAI_API_KEY is not set"),
+        (["evaluation=llm", "evaluation.judge.endpoint.base_url=nowhere"], "endpoint.base_url: expected an address"),
+        (["evaluation.callback.every_n_steps=0"], "TraitEvaluation: every_n_steps must be at least 1, found 0"),
         (["lora.rank=4"], "unexpected keyword argument 'rank'"),
         (["trait=envy"], "Could not find 'trait/envy'"),
         (["steering=constnt"], "Available options in 'steering':"),

@@ -3,16 +3,19 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import cache_dir
+from persona_callbacks.judging import CachedJudge, Judge
 from persona_callbacks.traits import Trait
 
 
@@ -50,6 +53,19 @@ def chosen_traits(cfg: DictConfig) -> list[Trait]:
         Trait.from_mapping(OmegaConf.to_container(content), f"trait={name}")
         for name, content in cfg.get("traits", {}).items()
     ]
+
+
+def chosen_judges(judge: DictConfig | None, traits: Sequence[Trait]) -> dict[str, Judge]:
+    """The judge of the ``evaluation`` group for each trait, its scores cached; none if that is the contrastive one,
+    which comes with the vectors.
+
+    Raises:
+        InputError: settings that cannot be used.
+    """
+    if judge is None:
+        return {}
+    made: dict[str, Judge] = {trait.name: instantiate(judge)(trait=trait) for trait in traits}
+    return {name: CachedJudge(one, cache_dir() / "judgements" / f"{one.name}.jsonl") for name, one in made.items()}
 
 
 def chosen_device(accelerator: str) -> torch.device:

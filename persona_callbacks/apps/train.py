@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,25 @@ from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks import metrics, residual
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
-from persona_callbacks.callbacks import PersonaMonitor, PreventativeSteering
+from persona_callbacks.apps.start import (
+    chosen_device,
+    chosen_judges,
+    chosen_traits,
+    mistakes_in_one_line,
+    quiet_libraries,
+)
+from persona_callbacks.callbacks import PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks.callbacks.evaluation import COLUMNS
 from persona_callbacks.chats import Chat, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import whole
 from persona_callbacks.fine_tuning import ChatData, LoraFineTuning
 from persona_callbacks.generation import Sampling, generate
+from persona_callbacks.judging import Calibration, Judge
 from persona_callbacks.models import ModelSource, load_model
 from persona_callbacks.results import RunResult, summary, trajectory_figure, write_json
+from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
 
@@ -47,6 +56,7 @@ class _Study:
     id: str
     source: ModelSource
     chats: Sequence[Chat]
+    traits: Sequence[Trait]
     vectors: Sequence[PersonaVector]
     questions: Sequence[str]
     console: Console
@@ -74,6 +84,12 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     instantiate(cfg.lora)
     from_files = [PersonaVector.load(path) for path in cfg.vectors]
     _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
+    judges = chosen_judges(cfg.evaluation.judge, traits)
+    if cfg.evaluation.callback is not None and traits and not judges and not extraction.judge_pairs:
+        raise InputError(
+            "evaluation=contrastive: its judge is calibrated by extraction; expected extraction.judge_pairs above 0 (or"
+            " choose evaluation=none)"
+        )
 
     loaded = load_model(source, console)
     nn.Module.to(loaded.model, chosen_device(cfg.trainer.accelerator))
@@ -82,8 +98,10 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
     # What is wrong with the callbacks' settings is told here, on stand-ins, rather than after minutes of extraction.
     ones = torch.ones(shape.num_layers + 1, shape.hidden_size)
-    stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions) for t in traits]
+    judge = asdict(Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0))
+    stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, judge=judge) for t in traits]
     _callbacks(cfg, [*from_files, *stand_ins], steer=True)
+    _evaluation(cfg, traits, stand_ins, judges)
     ChatData(chats, loaded.tokenizer, max_length=cfg.data.max_length)
 
     study_id, resumed = _open_folder(folder, cfg)
@@ -95,7 +113,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""
         console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
     questions = vectors[0].probes[: cfg.sample_answers]
-    study = _Study(cfg, folder, study_id, source, chats, vectors, questions, console)
+    study = _Study(cfg, folder, study_id, source, chats, traits, vectors, questions, console)
     base_answers = _answer(loaded.model, loaded.tokenizer, study)
     del loaded
 
@@ -139,6 +157,9 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         enable_version_counter=False,
     )
     callbacks: list[Callback] = [monitor, saver, _Progress(leave=True)]
+    evaluation = _evaluation(cfg, study.traits, study.vectors, chosen_judges(cfg.evaluation.judge, study.traits))
+    if evaluation is not None:
+        callbacks.append(evaluation)
     if steering is not None:
         callbacks.append(steering)
     try:
@@ -156,7 +177,11 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         metrics.log_table(trainer, "answers", ["question", "answer"], [*zip(study.questions, answers, strict=True)])
         coefficients = dict(steering.coefficients) if steering is not None else {}
         readings = tuple(monitor.readings)
-        result = RunResult(name, module.last_epoch_loss, readings, coefficients, tuple(answers), seconds)
+        evaluations = tuple(evaluation.evaluations) if evaluation is not None else ()
+        if evaluation is not None:
+            write_json(folder / "judged.json", [dict(zip(COLUMNS, row, strict=True)) for row in evaluation.rows])
+        loss = module.last_epoch_loss
+        result = RunResult(name, loss, readings, coefficients, tuple(answers), seconds, evaluations)
         result.save(result_file)
     except BaseException:
         wandb.finish(exit_code=1)
@@ -211,6 +236,18 @@ def _callbacks(
     traits = _steered(cfg, [vector.trait for vector in vectors])
     chosen = [vector for vector in vectors if vector.trait in traits]
     return monitor, instantiate(cfg.steering.callback, _partial_=True, _convert_="all")(vectors=chosen)
+
+
+def _evaluation(
+    cfg: DictConfig, traits: Sequence[Trait], vectors: Sequence[PersonaVector], judges: dict[str, Judge]
+) -> TraitEvaluation | None:
+    """The evaluation of the traits, if there are any and it is wanted."""
+    if cfg.evaluation.callback is None or not traits:
+        return None
+    evaluation: TraitEvaluation = instantiate(cfg.evaluation.callback, _partial_=True)(
+        traits=traits, vectors=vectors, judges=judges
+    )
+    return evaluation
 
 
 def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Logger]:

@@ -9,9 +9,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks import metrics, residual
+from persona_callbacks.callbacks.tokenizers import find_tokenizer
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.projection import projections
@@ -114,7 +115,9 @@ class PersonaMonitor(Callback):
         shape = residual.dimensions(self._model)
         for vector in self.vectors:
             vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
-        self._tokenizer = self.tokenizer or self._find_tokenizer(trainer, pl_module)
+        self._tokenizer = self.tokenizer or find_tokenizer(
+            "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
+        )
         questions = list(dict.fromkeys(q for vector in self.vectors for q in self._probes_of(vector)))
         self._encoded = [encode_prompt([{"role": "user", "content": q}], self._tokenizer) for q in questions]
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
@@ -222,20 +225,6 @@ class PersonaMonitor(Callback):
             metrics.log(
                 trainer, {metrics.batch_projection(t): total / batches for t, total in zip(traits, totals, strict=True)}
             )
-
-    def _find_tokenizer(self, trainer: Trainer, pl_module: LightningModule) -> PreTrainedTokenizerBase:
-        for owner in (pl_module, getattr(trainer, "datamodule", None)):
-            found = getattr(owner, "tokenizer", None)
-            if isinstance(found, PreTrainedTokenizerBase):
-                return found
-        model_id = self.vectors[0].model_id
-        try:
-            return AutoTokenizer.from_pretrained(model_id)
-        except (OSError, ValueError) as error:
-            raise MisconfigurationException(
-                "PersonaMonitor needs the model's tokenizer: pass tokenizer=..., or set it as `tokenizer` on the module"
-                f" or data module (loading it as {model_id!r} failed: {error})"
-            ) from error
 
 
 def _response_tokens(batch: Any) -> Tensor | None:
