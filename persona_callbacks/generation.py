@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from persona_callbacks import residual
 from persona_callbacks.chats import Message, encode_prompt, pad_token
@@ -133,13 +134,7 @@ def iterate_responses(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     device = residual.device_of(model)
     pad_id = pad_token(tokenizer)
-    how = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampling.temperature > 0,
-        temperature=sampling.temperature if sampling.temperature > 0 else None,
-        pad_token_id=pad_id,
-        eos_token_id=_end_tokens(model, tokenizer),
-    )
+    how = _configuration(model, tokenizer, sampling)
     for number, start in enumerate(range(0, len(order), sampling.batch_size)):
         indices = order[start : start + sampling.batch_size]
         if skip.issuperset(indices):
@@ -178,6 +173,49 @@ def generate(
         for index, text in batch:
             responses[index] = text
     return responses
+
+
+def stream_response(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    show: BaseStreamer,
+    additions: Mapping[int, Tensor] | None = None,
+    *,
+    response_only: bool = True,
+) -> str:
+    """Generate one response, each token shown as it comes. The global random state goes on with it.
+
+    Args:
+        model: a causal language model, in any mode; it is run without dropout.
+        tokenizer: with a chat template.
+        messages: of the conversation so far, ending with a user turn.
+        sampling: how to generate; its seed is not set here, so that a conversation is not the same draw at every turn.
+        show: is given the tokens, such as transformers' ``TextStreamer``.
+        additions: what to steer with, per layer ``[hidden_size]``.
+        response_only: steer from the prompt's last token on, which the response's first token is made from, and leave
+            what comes before as it is.
+    """
+    input_ids = torch.tensor([encode_prompt(messages, tokenizer).input_ids], device=residual.device_of(model))
+    with residual.probing(model), residual.steered(model, additions or {}, last_token_only=response_only):
+        tokens = model.generate(  # type: ignore[operator]  # nn.Module hides it
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_config=_configuration(model, tokenizer, sampling),
+            streamer=show,
+        )
+    return str(tokenizer.decode(tokens[0, input_ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _configuration(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature if sampling.temperature > 0 else None,
+        pad_token_id=pad_token(tokenizer),
+        eos_token_id=_end_tokens(model, tokenizer),
+    )
 
 
 def _end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from rich.console import Console
 from torch import nn
 from transformers import (
@@ -84,6 +85,41 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
     except (OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
     return LoadedModel(model, tokenizer, source.id, str(location))
+
+
+def check_adapter(loaded: LoadedModel, folder: str | Path) -> Path:
+    """The folder of a PEFT adapter, if it is one of this model's, as far as the names tell.
+
+    Raises:
+        InputError: no adapter there, or one of another base model.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: no adapter folder; expected one with an adapter_config.json")
+    try:
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or ""
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / 'adapter_config.json'}: not a PEFT adapter: {error}") from error
+    names = [name.rstrip("/").rpartition("/")[2].casefold() for name in (base, loaded.id, loaded.location)]
+    if names[0] and names[0] not in names[1:]:
+        raise InputError(f"{folder}: the adapter is of the base model {base}, expected {loaded.id}")
+    return folder
+
+
+def with_adapter(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
+    """The model with a PEFT adapter on it, from the folder that :meth:`~peft.PeftModel.save_pretrained` wrote.
+
+    Raises:
+        InputError: as for :func:`check_adapter`, or its weights do not fit.
+    """
+    folder = check_adapter(loaded, folder)
+    try:
+        model = PeftModel.from_pretrained(loaded.model, str(folder))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{folder}: the adapter does not fit {loaded.id}: {str(error).strip().splitlines()[-1].strip()}"
+        ) from error
+    return replace(loaded, model=model)  # type: ignore[arg-type]  # used as one
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -280,15 +280,17 @@ def base_model(model: nn.Module) -> Iterator[None]:
 
 
 class ResidualWriter:
-    """Adds a vector to the residual stream at chosen layers, at every token, while it is active.
+    """Adds a vector to the residual stream at chosen layers while it is active: at every token, or only at the last one
+    of each pass, which in generation are the tokens that a response is made from.
 
     Attach it before the model's first compiled forward; :meth:`remove` leaves the model as it was. An addition of zeros
     is not run at all, so that it is bitwise a no-op.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[int], *, last_token_only: bool = False) -> None:
         """Attach to ``layers``, inactive and with nothing to add."""
         self.active = False
+        self._last_token_only = last_token_only
         self._attached_at = _suspended
         self._additions: dict[int, Tensor] = {}
         self._changed: dict[int, Tensor] | None = {}
@@ -324,7 +326,10 @@ class ResidualWriter:
             addition = self._additions[layer]
             if addition.device != hidden.device or addition.dtype != hidden.dtype:
                 addition = self._additions[layer] = addition.to(hidden.device, hidden.dtype)
-            steered = hidden + addition
+            if self._last_token_only:
+                steered = torch.cat([hidden[:, :-1], hidden[:, -1:] + addition], dim=1)
+            else:
+                steered = hidden + addition
             if self._changed is not None and layer not in self._changed:
                 self._changed[layer] = (steered != hidden).any()
             return steered
@@ -333,9 +338,11 @@ class ResidualWriter:
 
 
 @contextmanager
-def steered(model: nn.Module, additions: Mapping[int, Tensor]) -> Iterator[None]:
-    """Steer every forward pass inside the block: per layer, ``[hidden_size]`` is added at every token."""
-    writer = ResidualWriter(model, sorted(additions))
+def steered(model: nn.Module, additions: Mapping[int, Tensor], *, last_token_only: bool = False) -> Iterator[None]:
+    """Steer every forward pass inside the block: per layer, ``[hidden_size]`` is added at every token, or only at the
+    last one of each pass.
+    """
+    writer = ResidualWriter(model, sorted(additions), last_token_only=last_token_only)
     writer.write(additions)
     writer.active = True
     try:
