@@ -19,7 +19,7 @@ TRAITS = ("evil", "sycophancy", "hallucination", "impolite", "apathetic", "optim
 
 
 def main(outputs: Path, sweeps: Path) -> None:
-    """Write ``results.csv``, ``auc.csv``, ``sweeps.csv``, ``curves.png``, ``layers.png`` and the cosine table."""
+    """Write ``results.csv``, ``auc.csv``, ``sweeps.csv``, ``curves.png``, ``sweeps.png``, ``layers.png``, cosines."""
     vectors = [PersonaVector.load(outputs / f"{trait}.safetensors") for trait in TRAITS]
     curves = [read_curve(outputs / f"{trait}.curve.jsonl") for trait in TRAITS]
     with (FOLDER / "results.csv").open("w", newline="", encoding="utf-8") as file:
@@ -43,14 +43,15 @@ def main(outputs: Path, sweeps: Path) -> None:
     with (FOLDER / "sweeps.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["trait", "layer", "expression", "coherence", "unsteered expression", "chosen by sweep"])
-        for trait in TRAITS:
-            vector = PersonaVector.load(sweeps / f"{trait}.safetensors")
+        swept = [PersonaVector.load(sweeps / f"{trait}.safetensors") for trait in TRAITS]
+        for trait, vector in zip(TRAITS, swept, strict=True):
             layers, *found = (vector.statistics[f"sweep_{name}"] for name in ("layers", "expression", "coherence"))
             unsteered = vector.statistics["unsteered_expression"][0]
             for layer, expression, coherence in zip(layers, *found, strict=True):
                 numbers = (f"{value:.1f}" for value in (expression, coherence, unsteered))
                 writer.writerow([trait, int(layer), *numbers, int(layer) == vector.layer])
     curves_figure(curves).savefig(FOLDER / "curves.png")
+    sweeps_figure(swept).savefig(FOLDER / "sweeps.png")
     layers_figure(vectors).savefig(FOLDER / "layers.png")
     for name in ("cosines.csv", "cosines.png"):
         shutil.copyfile(outputs / name, FOLDER / name)
@@ -90,6 +91,23 @@ def curves_figure(curves: list[list[Steered]]) -> Figure:
         one.set_ylim(-2, 102)
     axes[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("steering coefficient at inference")
+    return figure
+
+
+def sweeps_figure(vectors: list[PersonaVector]) -> Figure:
+    """Expression and coherence against the layer that is steered."""
+    figure, axes = panels(5.6)
+    for vector, one in zip(vectors, axes, strict=False):
+        statistics = vector.statistics
+        layers = statistics["sweep_layers"]
+        one.plot(layers, statistics["sweep_expression"], color="#b5261e", marker="o", label="trait expression")
+        one.plot(layers, statistics["sweep_coherence"], color="0.6", marker=".", label="coherence")
+        one.axhline(statistics["unsteered_expression"][0], color="#b5261e", linewidth=1, linestyle=":")
+        one.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
+        one.set_title(f"{vector.trait}: layer {vector.layer}", loc="left", fontsize=10)
+        one.set_ylim(-2, 102)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("layer")
     return figure
 
 
