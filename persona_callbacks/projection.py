@@ -97,12 +97,25 @@ def projections(
     vectors: Sequence[PersonaVector],
     position: Position,
     batch_size: int = 16,
+    layers: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
-    """Projection of each chat's activation on each vector's unit direction at its chosen layer, in activation units:
-    ``[chats, vectors]`` float32 on the model's device.
+    """Projection of each chat's activation on each vector's unit directions, in activation units.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        chats: what to run.
+        vectors: to project on.
+        position: where the chats are read.
+        batch_size: chats per forward pass.
+        layers: for each vector the layers at which to project, as many for all; by default its chosen layer.
+
+    Returns:
+        ``[chats, vectors, layers]`` float32 on the model's device. Where a direction is zero, so is the projection.
     """
-    layers = sorted({vector.layer for vector in vectors})
-    read = activations(model, tokenizer, chats, layers, [position], batch_size)[:, 0]
-    units = torch.stack([vector.unit_direction() for vector in vectors]).to(read.device)
-    at = read[:, [layers.index(vector.layer) for vector in vectors]]
-    return (at * units).sum(dim=-1)
+    at = [[vector.layer] for vector in vectors] if layers is None else layers
+    wanted = sorted({layer for one in at for layer in one})
+    read = activations(model, tokenizer, chats, wanted, [position], batch_size)[:, 0]
+    rows = torch.stack([vector.directions[list(one)] for vector, one in zip(vectors, at, strict=True)]).to(read.device)
+    places = torch.tensor([[wanted.index(layer) for layer in one] for one in at], device=read.device)
+    return (read[:, places] * nn.functional.normalize(rows, dim=-1)).sum(dim=-1)

@@ -31,20 +31,22 @@ def test_both_callbacks_on_any_model(family, peft, tokenizer, tmp_path):
     assert all_hooks(module) == hooks
 
 
+@pytest.mark.parametrize("every_layer", [False, True], ids=["chosen layers", "every layer"])
 @pytest.mark.parametrize("peft", [False, True], ids=["bare", "peft"])
-def test_shift_equals_slow_reference(peft, tokenizer, tmp_path):
+def test_shift_equals_slow_reference(peft, every_layer, tokenizer, tmp_path):
     model = tiny_model(peft=peft)
     before = copy.deepcopy(model).eval()
     vectors = [make_vector("evil", layer=3), make_vector("sycophancy", layer=2, seed=4)]
-    monitor = PersonaMonitor(vectors, every_n_steps=4, batch_size=2)
+    monitor = PersonaMonitor(vectors, every_n_steps=4, batch_size=2, every_layer=every_layer)
     module = ForeignModule(model, tokenizer)
     fit(module, [monitor, PreventativeSteering(vectors, 0.3)], tmp_path)
     for vector in vectors:
-        direction = vector.directions[vector.layer].double()
 
-        def mean_projection(lm, vector=vector, direction=direction):
+        def mean_projection(lm, layer=None, vector=vector):
+            layer = layer or vector.layer
+            direction = vector.directions[layer].double()
             chats = [encode_prompt([{"role": "user", "content": q}], tokenizer) for q in vector.probes]
-            read = [slow_reference(lm.eval(), chat, vector.layer, "prompt_last") for chat in chats]
+            read = [slow_reference(lm.eval(), chat, layer, "prompt_last") for chat in chats]
             return (sum(read) / len(read) @ direction / direction.norm()).item()
 
         with residual.base_model(before):
@@ -55,6 +57,13 @@ def test_shift_equals_slow_reference(peft, tokenizer, tmp_path):
         assert monitor.readings[-1].shift[vector.trait] == pytest.approx(end - base, abs=1e-4 * scale)
         assert monitor.readings[-1].projection[vector.trait] == pytest.approx(end, rel=1e-4)
         assert abs(end - base) > 1e-2 * scale, "the test needs a shift"
+        layers = range(1, vector.num_layers) if every_layer else []  # the reference's last row is normed
+        with residual.base_model(before):
+            bases = [mean_projection(before, layer) for layer in layers]
+        shifts = [mean_projection(model, layer) - at for layer, at in zip(layers, bases, strict=True)]
+        read = monitor.readings[-1].shift_by_layer.get(vector.trait, [])
+        assert len(read) == (vector.num_layers if every_layer else 0)
+        assert read[:-1] == pytest.approx(shifts, abs=1e-4 * scale)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["plain", "dropout"])

@@ -81,6 +81,9 @@ def test_projections_of_several_vectors_at_their_own_layers(tokenizer):
             at = slow_reference(model, chat, vector.layer, "prompt_last")
             expected = at @ direction / direction.norm()
             assert found[row, column].item() == pytest.approx(expected.item(), rel=1e-4)
+    by_layer = projections(model, tokenizer, chats, vectors, "prompt_last", layers=[[1, 3], [4, 1]])
+    assert torch.allclose(by_layer[:, 0, 1], found[:, 0, 0], rtol=1e-4)
+    assert torch.allclose(by_layer[:, 1, 1], found[:, 1, 0], rtol=1e-4)
 
 
 def test_reading_runs_no_more_than_it_needs_and_leaves_nothing(tokenizer):

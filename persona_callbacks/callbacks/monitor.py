@@ -1,7 +1,7 @@
 """The callback that measures where training moves the model along persona vectors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,11 +21,19 @@ from persona_callbacks.vectors import PersonaVector, Position, check_vectors
 
 @dataclass(frozen=True)
 class Reading:
-    """What the probes showed after ``step`` optimizer steps: projection and shift by trait, in activation units."""
+    """What the probes showed after ``step`` optimizer steps.
+
+    Attributes:
+        step: optimizer steps taken.
+        projection: by trait, at its chosen layer, in activation units.
+        shift: by trait, the same less the base model's.
+        shift_by_layer: by trait, the shift at layer 1, 2, ... of the model; empty unless every layer is read.
+    """
 
     step: int
     projection: Mapping[str, float]
     shift: Mapping[str, float]
+    shift_by_layer: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class PersonaMonitor(Callback):
@@ -50,6 +58,8 @@ class PersonaMonitor(Callback):
         probes: questions to use instead of those stored in each vector.
         tokenizer: found on the module or data module (``tokenizer``) or loaded by the vectors' model id if not given.
         batch_size: probes per forward pass.
+        every_layer: read the probes at every layer, not only the chosen ones, for ``shift_by_layer`` of the readings
+            and a table of that name in loggers that have tables.
 
     Attributes:
         readings: all readings so far, oldest first.
@@ -63,6 +73,7 @@ class PersonaMonitor(Callback):
         probes: Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 16,
+        every_layer: bool = False,
     ) -> None:
         """Check the arguments.
 
@@ -89,19 +100,15 @@ class PersonaMonitor(Callback):
         self.probes = None if probes is None else tuple(probes)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.every_layer = every_layer
         self.readings: list[Reading] = []
-        self._baseline: dict[str, float] = {}
+        self._baseline: dict[str, list[float]] = {}
         self._resumed = False
         self._reader: residual.BatchReader | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Baseline and readings."""
-        return {
-            "baseline": dict(self._baseline),
-            "readings": [
-                {"step": r.step, "projection": dict(r.projection), "shift": dict(r.shift)} for r in self.readings
-            ],
-        }
+        return {"baseline": dict(self._baseline), "readings": [asdict(reading) for reading in self.readings]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore baseline and readings."""
@@ -132,9 +139,11 @@ class PersonaMonitor(Callback):
         if not self._resumed:
             self._baseline, self.readings = {}, []
         self._resumed = False
-        if any(vector.trait not in self._baseline for vector in self.vectors):
+        known = {v.trait for v in self.vectors if len(self._baseline.get(v.trait, ())) == len(self._layers_of(v))}
+        if len(known) < len(self.vectors):
             with residual.base_model(self._model):
-                self._baseline = {**self._measure(trainer), **self._baseline}
+                measured = self._measure(trainer)
+            self._baseline = measured | {trait: self._baseline[trait] for trait in known}
         if not self.readings:
             self._read(trainer)
         self._step_seen = trainer.global_step
@@ -173,6 +182,7 @@ class PersonaMonitor(Callback):
         """Take the last reading, unless the last step made one."""
         if self.readings[-1].step != trainer.global_step:
             self._read(trainer)
+        self._table(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach from the model; take the last reading if there was nothing left to train.
@@ -181,6 +191,7 @@ class PersonaMonitor(Callback):
         """
         if self._resumed and self.readings[-1].step != trainer.global_step:
             self._read(trainer)
+            self._table(trainer)
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -196,25 +207,47 @@ class PersonaMonitor(Callback):
         return vector.probes if self.probes is None else self.probes
 
     def _read(self, trainer: Trainer) -> None:
-        projected = self._measure(trainer)
-        shift = {trait: value - self._baseline[trait] for trait, value in projected.items()}
-        self.readings.append(Reading(trainer.global_step, projected, shift))
-        values = {metrics.projection(trait): value for trait, value in projected.items()}
-        values |= {metrics.shift(trait): value for trait, value in shift.items()}
+        projections, shifts, by_layer = {}, {}, {}
+        for vector, measured in zip(self.vectors, self._measure(trainer).values(), strict=True):
+            differences = [now - before for now, before in zip(measured, self._baseline[vector.trait], strict=True)]
+            chosen = self._layers_of(vector).index(vector.layer)
+            projections[vector.trait], shifts[vector.trait] = measured[chosen], differences[chosen]
+            if self.every_layer:
+                by_layer[vector.trait] = differences
+        self.readings.append(Reading(trainer.global_step, projections, shifts, by_layer))
+        values = {metrics.projection(trait): value for trait, value in projections.items()}
+        values |= {metrics.shift(trait): value for trait, value in shifts.items()}
         metrics.log(trainer, values)
 
-    def _measure(self, trainer: Trainer) -> dict[str, float]:
-        """Mean projection of each trait's probes at its chosen layer."""
+    def _layers_of(self, vector: PersonaVector) -> list[int]:
+        """Where this vector's probes are read."""
+        return list(range(1, vector.num_layers + 1)) if self.every_layer else [vector.layer]
+
+    def _measure(self, trainer: Trainer) -> dict[str, list[float]]:
+        """Mean projection of each trait's probes at the layers where they are read."""
         share = slice(trainer.global_rank, None, trainer.world_size)
-        chats, belongs = self._encoded[share], self._belongs[share].to(residual.device_of(self._model))
-        sums = torch.zeros(2, len(self.vectors), dtype=torch.float64, device=belongs.device)
+        device = residual.device_of(self._model)
+        chats, belongs = self._encoded[share], self._belongs[share].to(device)
+        layers = [self._layers_of(vector) for vector in self.vectors]
+        sums = torch.zeros(len(self.vectors), len(layers[0]), dtype=torch.float64, device=device)
         if chats:
-            projected = projections(self._model, self._tokenizer, chats, self.vectors, self.position, self.batch_size)
-            sums[0] = (projected * belongs).sum(dim=0, dtype=torch.float64)
-            sums[1] = belongs.sum(dim=0)
+            projected = projections(
+                self._model, self._tokenizer, chats, self.vectors, self.position, self.batch_size, layers
+            )
+            sums = (projected * belongs[..., None]).sum(dim=0, dtype=torch.float64)
         sums = _sum_over_processes(trainer, sums)
-        means = (sums[0] / sums[1]).tolist()
+        means = (sums / self._belongs.sum(dim=0).to(device)[:, None]).tolist()
         return {vector.trait: mean for vector, mean in zip(self.vectors, means, strict=True)}
+
+    def _table(self, trainer: Trainer) -> None:
+        rows = [
+            [reading.step, trait, layer, value]
+            for reading in self.readings
+            for trait, values in reading.shift_by_layer.items()
+            for layer, value in enumerate(values, start=1)
+        ]
+        if rows:
+            metrics.log_table(trainer, "shift_by_layer", ["step", "trait", "layer", "shift"], rows)
 
     def _log_batches(self, trainer: Trainer) -> None:
         sums = _sum_over_processes(trainer, self._batch_sums)
