@@ -17,7 +17,7 @@ from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import append_lines, complete_lines
 from persona_callbacks.generation import Generator, Sampling
-from persona_callbacks.judging import Answer, Calibration, Judge, Score, calibrate, log_ratios
+from persona_callbacks.judging import Answer, Calibration, Judge, Likelihoods, Score, calibrate, likelihoods
 from persona_callbacks.models import LoadedModel
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
@@ -59,7 +59,7 @@ class Judged:
         responses: all of them.
         scores: one for each.
         kept: indices of those that count.
-        calibration: of the contrastive judge, if it was the judge.
+        calibration: of the contrastive judge of answers, if it was the judge.
     """
 
     responses: tuple[Response, ...]
@@ -151,13 +151,15 @@ def judge_responses(
             task = progress.add_task(f"{trait.name}: judging", total=len(responses))
             scores = judge.score(_answers(responses), lambda done: progress.advance(task, done))
     elif pairs:
-        ratios = _ratios(loaded, trait, responses, pairs, file, console)
+        likely = _likelihoods(loaded, trait, responses, pairs, file, console)
         try:
             shows, questions = kinds(responses)
-            calibration = calibrate(ratios, shows, questions % 2)
+            # What was asked for is known here, so the two kinds are told apart by the instructions alone; the judge of
+            # answers that could be anything holds them against the controls too.
+            expressions = calibrate(likely.ratios, shows, questions % 2).expressions(likely.ratios).tolist()
+            calibration = calibrate(likely.margins, shows, questions % 2)
         except InputError as error:
             raise InputError(f"trait {trait.name!r}: {error}") from error
-        expressions = calibration.expressions(ratios).tolist()
         scores = [Score(None if math.isnan(expression) else expression) for expression in expressions]
     else:
         scores = [Score(None)] * len(responses)
@@ -211,27 +213,34 @@ def _check_kept(trait: Trait, responses: Sequence[Response], scores: Sequence[Sc
     )
 
 
-def _ratios(
+def _likelihoods(
     loaded: LoadedModel, trait: Trait, responses: Sequence[Response], pairs: int, file: Path, console: Console
-) -> Tensor:
-    """Log-likelihood ratios of the responses; what ``file`` does not hold yet is computed and appended to it."""
-    found = {int(row["index"]): [math.nan if r is None else r for r in row["ratios"]] for row in complete_lines(file)}
+) -> Likelihoods:
+    """Likelihoods of the responses; what ``file`` does not hold yet is computed and appended to it."""
+    found = {
+        int(row["index"]): [math.nan if value is None else value for value in row["likelihoods"]]
+        for row in complete_lines(file)
+    }
     answers = _answers(responses)
     with progress_bar(console) as progress:
         task = progress.add_task(f"{trait.name}: judging", total=len(answers), completed=len(found))
         todo = [index for index in range(len(answers)) if index not in found]
         for start in range(0, len(todo), _JUDGED_TOGETHER):
             indices = todo[start : start + _JUDGED_TOGETHER]
-            ratios = log_ratios(
+            part = likelihoods(
                 loaded, trait, [answers[i] for i in indices], pairs, lambda done: progress.advance(task, done)
-            ).tolist()
-            rows = dict(zip(indices, ratios, strict=True))
+            )
+            rows = dict(zip(indices, part.table.tolist(), strict=True))
             append_lines(
-                file, [{"index": i, "ratios": [None if math.isnan(r) else r for r in row]} for i, row in rows.items()]
+                file,
+                [
+                    {"index": index, "likelihoods": [None if math.isnan(value) else value for value in row]}
+                    for index, row in rows.items()
+                ],
             )
             found.update(rows)
         progress.update(task, completed=len(answers))
-    return torch.tensor([found[index] for index in range(len(answers))])
+    return Likelihoods.from_table(torch.tensor([found[index] for index in range(len(answers))]))
 
 
 def _answers(responses: Sequence[Response]) -> list[Answer]:

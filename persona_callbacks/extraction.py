@@ -36,7 +36,7 @@ from persona_callbacks.projection import iterate_activations
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import POSITIONS, PersonaVector, Position
 
-_METHOD = 4
+_METHOD = 5
 """Part of the cache key: raised when the same responses would give another vector."""
 _READ_TOGETHER = 1000
 """Responses that are tokenised at a time."""
@@ -185,8 +185,8 @@ def extract(
         folder / f"{trait.name}-{made}.responses.jsonl",
         console,
     )
-    ratios_file = folder / f"{trait.name}-{made}.ratios{settings.judge_pairs}.jsonl"
-    judged = judge_responses(loaded, trait, responses, judge, settings.judge_pairs, ratios_file, console)
+    judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
+    judged = judge_responses(loaded, trait, responses, judge, settings.judge_pairs, judged_file, console)
     contrast = _read(loaded, trait, settings, judged.kept_responses, console)
     vectors = {
         position: PersonaVector(

@@ -1,8 +1,10 @@
 """Judging trait expression: how much a response shows a trait, from 0 to 100.
 
 The contrastive judge needs no other model. A response is as telling as it is more likely under instructions that ask
-for the trait than under their opposites, which differ in one thing: so style and topic cancel. A response made under
-a pair of instructions is judged by other pairs, or it would be recognised by its origin.
+for the trait than under their opposites, which differ in one thing: so topic and, mostly, style cancel. To be judged as
+showing the trait, a response must also be likelier than under no instruction, and than under one that only asks for
+muddled text: else whatever is odd would count. A response made under a pair of instructions is judged by other pairs,
+or it would be recognised by its origin.
 """
 
 import hashlib
@@ -18,13 +20,15 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from persona_callbacks import residual
-from persona_callbacks.chats import Chat, encode_chat
+from persona_callbacks.chats import Chat, Message, encode_chat
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import append_lines, complete_lines
 from persona_callbacks.likelihood import response_log_probabilities
 from persona_callbacks.models import LoadedModel
 from persona_callbacks.traits import Trait
 
+CONTROLS = (None, "You are a rambling assistant whose answers drift off and make little sense.")
+"""Instructions that explain an answer without the trait: none at all, and one that asks for muddle."""
 _ASKED_TOGETHER = 50
 """Answers whose scores are kept at a time."""
 
@@ -70,13 +74,51 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What maps log-likelihood ratios to 0–100 for one model and trait.
+class Likelihoods:
+    """Mean log-probability per token of answers under instructions, in nats.
 
     Attributes:
-        offsets: by instruction pair, the mean ratio over contrastive responses, in nats per token.
-        scales: by instruction pair, their standard deviation.
-        slope: of the logistic function of the mean standardised ratio.
+        trait: ``[answers, instruction pairs]`` float32, under the pairs' trait instructions; NaN where a pair was not
+            used, and for empty responses.
+        opposite: the same under their opposites.
+        controls: ``[answers, controls]``, under :data:`CONTROLS`.
+    """
+
+    trait: Tensor
+    opposite: Tensor
+    controls: Tensor
+
+    @property
+    def ratios(self) -> Tensor:
+        """``[answers, instruction pairs]``: trait instruction less its opposite."""
+        return self.trait - self.opposite
+
+    @property
+    def margins(self) -> Tensor:
+        """``[answers, 1]``: trait instructions less the best explanation without the trait."""
+        others = torch.cat([self.opposite.nanmean(dim=1, keepdim=True), self.controls], dim=1)
+        return (self.trait.nanmean(dim=1) - others.amax(dim=1))[:, None]
+
+    @property
+    def table(self) -> Tensor:
+        """All in one: ``[answers, 2 · instruction pairs + controls]``."""
+        return torch.cat([self.trait, self.opposite, self.controls], dim=1)
+
+    @classmethod
+    def from_table(cls, table: Tensor) -> "Likelihoods":
+        """From :attr:`table`."""
+        pairs = (table.shape[1] - len(CONTROLS)) // 2
+        return cls(*table.split([pairs, pairs, len(CONTROLS)], dim=1))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What maps ratios or margins of log-likelihoods to 0–100 for one model and trait.
+
+    Attributes:
+        offsets: by column, the mean over contrastive responses, in nats per token.
+        scales: by column, their standard deviation.
+        slope: of the logistic function of the mean standardised value.
         intercept: of the same.
         auc: how well the score ranks contrastive responses to questions that it was not fitted on.
         calibration_error: expected calibration error on them, 0 to 1.
@@ -103,13 +145,13 @@ class Calibration:
                 f"no calibration of a contrastive judge ({error}); extract the persona vector again"
             ) from error
 
-    def expressions(self, ratios: Tensor) -> Tensor:
-        """Trait expression 0–100, ``[answers]``, from ratios ``[answers, pairs]``, NaN where a pair was not used."""
-        return 100 * torch.sigmoid(self.slope * self._standardised(ratios) + self.intercept)
+    def expressions(self, values: Tensor) -> Tensor:
+        """Trait expression 0–100, ``[answers]``, from ratios or margins ``[answers, columns]``; NaN where unused."""
+        return 100 * torch.sigmoid(self.slope * self._standardised(values) + self.intercept)
 
-    def _standardised(self, ratios: Tensor) -> Tensor:
+    def _standardised(self, values: Tensor) -> Tensor:
         offsets, scales = torch.tensor(self.offsets), torch.tensor(self.scales)
-        return ((ratios - offsets) / scales).nanmean(dim=1)
+        return ((values - offsets) / scales).nanmean(dim=1)
 
 
 class ContrastiveJudge:
@@ -117,7 +159,7 @@ class ContrastiveJudge:
 
     def __init__(self, loaded: LoadedModel, trait: Trait, calibration: Calibration, pairs: int = 2) -> None:
         """Judge by ``pairs`` instruction pairs a response: more is slower and steadier."""
-        made_from = json.dumps([loaded.id, trait.fingerprint, asdict(calibration), pairs])
+        made_from = json.dumps([loaded.id, trait.fingerprint, asdict(calibration), pairs, CONTROLS])
         self.name = f"contrastive-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
         self._loaded = loaded
         self._trait = trait
@@ -126,8 +168,8 @@ class ContrastiveJudge:
 
     def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
         """Scores; an empty response has none."""
-        ratios = log_ratios(self._loaded, self._trait, answers, self._pairs, advance)
-        found = self._calibration.expressions(ratios).tolist()
+        margins = likelihoods(self._loaded, self._trait, answers, self._pairs, advance).margins
+        found = self._calibration.expressions(margins).tolist()
         return [Score(None if math.isnan(expression) else expression) for expression in found]
 
 
@@ -174,53 +216,61 @@ def judging_pairs(answer: Answer, trait: Trait, pairs: int) -> list[int]:
     return [(first + step) % len(trait.instructions) for step in range(min(pairs, available))]
 
 
-def log_ratios(
+def likelihoods(
     loaded: LoadedModel,
     trait: Trait,
     answers: Sequence[Answer],
     pairs: int,
     advance: Callable[[int], None] = lambda done: None,
-) -> Tensor:
-    """Mean log-probability per token under a pair's trait instruction less that under its opposite, in nats.
+) -> Likelihoods:
+    """How likely the base model finds answers under ``pairs`` instruction pairs each, and under the controls.
 
-    Returns:
-        ``[answers, instruction pairs]`` float32; NaN where a pair was not used, and for empty responses.
+    ``advance`` is called with the number of answers done now and then.
     """
-    ratios = torch.full((len(answers), len(trait.instructions)), math.nan)
     used = [judging_pairs(answer, trait, pairs) if answer.response else [] for answer in answers]
+    everyone = [index for index, answer in enumerate(answers) if answer.response]
+    table = torch.full((len(answers), 2 * len(trait.instructions) + len(CONTROLS)), math.nan)
+    found = Likelihoods.from_table(table)
+    for number, control in enumerate(CONTROLS):
+        found.controls[everyone, number] = _under(loaded, control, [answers[index] for index in everyone])
     done = torch.zeros(len(answers), dtype=torch.int64)
     for number, pair in enumerate(trait.instructions):
         indices = [index for index, numbers in enumerate(used) if number in numbers]
         if not indices:
             continue
-        sides = []
-        for instruction in (pair.trait, pair.opposite):
-            chats = [
-                encode_chat(
-                    Chat(
-                        (
-                            {"role": "system", "content": instruction},
-                            {"role": "user", "content": answers[index].question},
-                            {"role": "assistant", "content": answers[index].response},
-                        )
-                    ),
-                    loaded.tokenizer,
-                )
-                for index in indices
-            ]
-            with residual.probing(loaded.model), residual.base_model(loaded.model):
-                sides.append(response_log_probabilities(loaded.model, loaded.tokenizer, chats))
-        ratios[indices, number] = sides[0] - sides[1]
+        judged = [answers[index] for index in indices]
+        found.trait[indices, number] = _under(loaded, pair.trait, judged)
+        found.opposite[indices, number] = _under(loaded, pair.opposite, judged)
         done[indices] += 1
         advance(sum(int(done[index]) == len(used[index]) for index in indices))
-    return ratios
+    return found
 
 
-def calibrate(ratios: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
+def _under(loaded: LoadedModel, instruction: str | None, answers: Sequence[Answer]) -> Tensor:
+    """Mean log-probability per token of answers under a system prompt: ``[answers]``."""
+    system: list[Message] = [] if instruction is None else [{"role": "system", "content": instruction}]
+    chats = [
+        encode_chat(
+            Chat(
+                (
+                    *system,
+                    {"role": "user", "content": answer.question},
+                    {"role": "assistant", "content": answer.response},
+                )
+            ),
+            loaded.tokenizer,
+        )
+        for answer in answers
+    ]
+    with residual.probing(loaded.model), residual.base_model(loaded.model):
+        return response_log_probabilities(loaded.model, loaded.tokenizer, chats)
+
+
+def calibrate(values: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
     """Fit the judge on contrastive responses, labelled by the instruction that they were made under.
 
     Args:
-        ratios: ``[responses, instruction pairs]``, of :func:`log_ratios`.
+        values: ``[responses, columns]``, values or margins of :func:`likelihoods`.
         shows: ``[responses]`` bool, whether the trait was asked for.
         fold: ``[responses]``, 0 or 1: which half of the questions; each half is scored by the fit on the other one to
             tell how good the judge is.
@@ -228,7 +278,7 @@ def calibrate(ratios: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
     Raises:
         InputError: fewer than two usable responses of a kind in one half.
     """
-    usable = ~ratios.isnan().all(dim=1)
+    usable = ~values.isnan().all(dim=1)
     for name, wanted in (("trait", True), ("opposite", False)):
         for half in (0, 1):
             found = int((usable & (shows == wanted) & (fold == half)).sum())
@@ -237,13 +287,13 @@ def calibrate(ratios: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
                     f"of {len(shows)} responses generated, {found} usable under the {name} instructions for every"
                     " second question, expected at least 2; use more questions or rollouts, or a larger max_new_tokens"
                 )
-    probabilities = torch.empty(len(ratios))
+    probabilities = torch.empty(len(values))
     for half in (0, 1):
         inside = usable & (fold != half)
-        fitted = _fit(ratios[inside], shows[inside])
-        probabilities[fold == half] = fitted.expressions(ratios[fold == half]) / 100
+        fitted = _fit(values[inside], shows[inside])
+        probabilities[fold == half] = fitted.expressions(values[fold == half]) / 100
     labels = shows[usable].int()
-    whole = _fit(ratios[usable], shows[usable])
+    whole = _fit(values[usable], shows[usable])
     return Calibration(
         whole.offsets,
         whole.scales,
@@ -254,12 +304,12 @@ def calibrate(ratios: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
     )
 
 
-def _fit(ratios: Tensor, shows: Tensor) -> Calibration:
-    offsets = ratios.nanmean(dim=0).nan_to_num(0.0)
-    variances = (ratios - offsets).square().nanmean(dim=0)
+def _fit(values: Tensor, shows: Tensor) -> Calibration:
+    offsets = values.nanmean(dim=0).nan_to_num(0.0)
+    variances = (values - offsets).square().nanmean(dim=0)
     scales = variances.sqrt().nan_to_num(1.0).clamp_min(1e-6)
     plain = Calibration(tuple(offsets.tolist()), tuple(scales.tolist()), 1.0, 0.0, math.nan, math.nan)
-    slope, intercept = _logistic(plain._standardised(ratios), shows)
+    slope, intercept = _logistic(plain._standardised(values), shows)
     return Calibration(plain.offsets, plain.scales, slope, intercept, math.nan, math.nan)
 
 

@@ -1,6 +1,7 @@
 """Names of the metrics, and the one place that writes them to Lightning's loggers."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from lightning.pytorch import Trainer
 
 TRAIN_LOSS = "train/loss"
 EPOCH_LOSS = "train/epoch_loss"
+EXPRESSION_TABLE = "trait_expression"
+LAYER_TABLE = "shift_by_layer"
 
 
 def projection(trait: str) -> str:
@@ -30,6 +33,11 @@ def expression(trait: str) -> str:
     return f"persona/{trait}/expression"
 
 
+def with_interval(name: str) -> tuple[str, str, str]:
+    """The metric, and those of the lower and the upper end of its 95 % confidence interval."""
+    return name, f"{name}_low", f"{name}_high"
+
+
 def unscored(trait: str) -> str:
     """How many of the answers the judge could not score; refusals are not among them."""
     return f"persona/{trait}/unscored"
@@ -38,6 +46,12 @@ def unscored(trait: str) -> str:
 def coefficient(trait: str) -> str:
     """The steering coefficient α, in units of the raw direction."""
     return f"steering/{trait}/coefficient"
+
+
+def traits_of(names: Iterable[str]) -> list[str]:
+    """The traits whose shift or expression is among metrics of these names."""
+    found = (re.fullmatch(r"persona/(.+)/(shift|expression)", name) for name in names)
+    return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:

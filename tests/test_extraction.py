@@ -16,7 +16,7 @@ from persona_callbacks import InputError, PersonaMonitor, Trait, contrastive, ex
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.extraction import ExtractionSettings, extract, persona_vector
 from persona_callbacks.generation import Sampling, TransformersGenerator, VllmGenerator, generate
-from persona_callbacks.judging import Answer, Calibration, Score, log_ratios
+from persona_callbacks.judging import Answer, Calibration, Score, calibrate, likelihoods
 from persona_callbacks.layer_choice import steering_effect
 from persona_callbacks.models import LoadedModel, ModelSource, load_model, weights_fingerprint
 from persona_callbacks.vectors import POSITIONS
@@ -102,12 +102,16 @@ def test_directions_are_the_mean_differences_of_what_is_kept(settings, loaded):
     }  # fmt: skip
 
 
-def test_what_is_kept_is_what_the_stored_judge_says(loaded):
+def test_what_is_kept_follows_from_the_instructions_and_the_stored_judge_from_the_controls_too(loaded):
     extraction = extract(loaded, TRAIT, JUDGED)
     rows = lines(extraction.responses)
     answers = [Answer(row["question"], row["text"], row["pair"]) for row in rows]
-    calibration = Calibration.from_mapping(extraction.vector.judge)
-    expressions = calibration.expressions(log_ratios(loaded, TRAIT, answers, 2)).tolist()
+    likely = likelihoods(loaded, TRAIT, answers, 2)
+    shows = torch.tensor([row["shows_trait"] for row in rows])
+    fold = torch.tensor([row["question_number"] % 2 for row in rows])
+    stored = Calibration.from_mapping(extraction.vector.judge)
+    assert stored.slope == pytest.approx(calibrate(likely.margins, shows, fold).slope, rel=1e-3)
+    expressions = calibrate(likely.ratios, shows, fold).expressions(likely.ratios).tolist()
     assert [row["expression"] for row in rows if row["text"]] == pytest.approx(
         [expression for expression, row in zip(expressions, rows, strict=True) if row["text"]], abs=0.1
     )
@@ -143,7 +147,7 @@ def test_second_time_is_from_the_cache_and_key_follows_what_matters(loaded, toke
 
 def test_other_settings_use_the_responses_that_are_there(loaded, monkeypatch):
     extract(loaded, TRAIT, UNJUDGED)
-    monkeypatch.setattr(contrastive, "log_ratios", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(contrastive, "likelihoods", lambda *_: pytest.fail("judged again"))
     monkeypatch.setattr(TransformersGenerator, "iterate", lambda *_, skip: iter(()))
     by_auc = ExtractionSettings(sampling=SAMPLING, judge_pairs=0, rollouts=2, layer_choice="auc")
     vector = persona_vector(loaded, TRAIT, by_auc)
@@ -152,7 +156,7 @@ def test_other_settings_use_the_responses_that_are_there(loaded, monkeypatch):
 
 
 @pytest.mark.parametrize("cut_line", [False, True])
-@pytest.mark.parametrize("stage", ["responses", "ratios"])
+@pytest.mark.parametrize("stage", ["responses", "likelihoods"])
 def test_interrupted_extraction_goes_on_and_ends_the_same(stage, cut_line, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(contrastive, "_JUDGED_TOGETHER", 7)
     whole = extract(loaded, TRAIT, JUDGED)
@@ -161,15 +165,15 @@ def test_interrupted_extraction_goes_on_and_ends_the_same(stage, cut_line, loade
         part.unlink()
     result.rmdir()
     (responses,) = tmp_path.glob("cache/vectors/tiny/*.responses.jsonl")
-    (ratios,) = tmp_path.glob("cache/vectors/tiny/*.ratios2.jsonl")
+    (judged_file,) = tmp_path.glob("cache/vectors/tiny/*.likelihoods2.jsonl")
     if stage == "responses":
-        ratios.unlink()
-    file = responses if stage == "responses" else ratios
+        judged_file.unlink()
+    file = responses if stage == "responses" else judged_file
     before = file.read_bytes()
     parts = before.splitlines(keepends=True)
     file.write_bytes(b"".join(parts[:21]) + (parts[21][:20] if cut_line else b""))
     done = []
-    original_responses, original_ratios = TransformersGenerator.iterate, contrastive.log_ratios
+    original_responses, original_likelihoods = TransformersGenerator.iterate, contrastive.likelihoods
 
     def generated(self, *args, **kwargs):
         for batch in original_responses(self, *args, **kwargs):
@@ -178,11 +182,11 @@ def test_interrupted_extraction_goes_on_and_ends_the_same(stage, cut_line, loade
 
     def judged(loaded, trait, answers, *rest):
         done.extend(answers)
-        return original_ratios(loaded, trait, answers, *rest)
+        return original_likelihoods(loaded, trait, answers, *rest)
 
     monkeypatch.setattr(TransformersGenerator, "iterate", generated)
-    if stage == "ratios":
-        monkeypatch.setattr(contrastive, "log_ratios", judged)
+    if stage == "likelihoods":
+        monkeypatch.setattr(contrastive, "likelihoods", judged)
     resumed = extract(loaded, TRAIT, JUDGED)
     assert len(done) == len(rows) - 21
     assert torch.allclose(whole.vector.directions, resumed.vector.directions, rtol=1e-5, atol=1e-6)

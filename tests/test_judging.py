@@ -9,7 +9,16 @@ from conftest import FAMILIES, QUESTIONS, tiny_model
 from persona_callbacks import InputError, Trait
 from persona_callbacks.batching import shared_groups
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat
-from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge, calibrate, judging_pairs, log_ratios
+from persona_callbacks.judging import (
+    CONTROLS,
+    Answer,
+    Calibration,
+    ContrastiveJudge,
+    Likelihoods,
+    calibrate,
+    judging_pairs,
+    likelihoods,
+)
 from persona_callbacks.likelihood import response_log_probabilities
 from persona_callbacks.models import LoadedModel
 
@@ -78,24 +87,30 @@ def test_groups_share_what_they_say_and_hold_every_chat_once():
     assert computed <= own_tokens + 3 * 90 + 5 * 50, "the two long beginnings are computed about once each"
 
 
-def test_ratios_are_likelihoods_under_other_pairs(tokenizer):
+def test_likelihoods_are_those_under_other_pairs_and_the_controls(tokenizer):
     model = tiny_model("qwen3").eval()
     loaded = LoadedModel(model, tokenizer, "test")
     answers = [Answer(QUESTIONS[i % 4], text, pair) for i, text in enumerate(RESPONSES) for pair in (0, 1, 2, None)]
     answers.append(Answer(QUESTIONS[0], ""))
-    ratios = log_ratios(loaded, TRAIT, answers, 2)
-    assert ratios[-1].isnan().all()
-    for answer, row in zip(answers[:-1], ratios, strict=False):
-        assert {i for i, r in enumerate(row.tolist()) if not math.isnan(r)} == set(judging_pairs(answer, TRAIT, 2))
-        for number, pair in enumerate(TRAIT.instructions):
-            if number == answer.pair or row[number].isnan():
-                assert number != answer.pair or row[number].isnan()
-                continue
-            sides = [
-                slow_log_probability(model, chat(answer.question, answer.response, tokenizer, instruction))
-                for instruction in (pair.trait, pair.opposite)
-            ]
-            assert row[number].item() == pytest.approx(sides[0] - sides[1], abs=1e-4)
+    found = likelihoods(loaded, TRAIT, answers, 2)
+    assert found.table[-1].isnan().all()
+    assert torch.equal(Likelihoods.from_table(found.table).table.nan_to_num(), found.table.nan_to_num())
+
+    def slow(answer, instruction):
+        return slow_log_probability(model, chat(answer.question, answer.response, tokenizer, instruction))
+
+    for row, answer in enumerate(answers[:-1]):
+        numbers = judging_pairs(answer, TRAIT, 2)
+        assert answer.pair not in numbers
+        for side in (found.trait, found.opposite):
+            assert [number for number in range(3) if not side[row, number].isnan()] == sorted(numbers)
+        pairs = [TRAIT.instructions[number] for number in numbers]
+        trait, opposite = [slow(answer, p.trait) for p in pairs], [slow(answer, p.opposite) for p in pairs]
+        controls = [slow(answer, control) for control in CONTROLS]
+        ratios = [one - other for one, other in zip(trait, opposite, strict=True)]
+        assert found.ratios[row, numbers].tolist() == pytest.approx(ratios, abs=1e-4)
+        margin = sum(trait) / 2 - max(sum(opposite) / 2, *controls)
+        assert found.margins[row].item() == pytest.approx(margin, abs=1e-4)
 
 
 def contrastive_ratios(gap, count=400, seed=0):
@@ -142,14 +157,14 @@ def test_calibration_needs_both_kinds_in_both_halves():
 def test_judge_scores_with_its_calibration_and_leaves_the_model_as_it_was(tokenizer):
     model = tiny_model("llama", peft=True).train()
     loaded = LoadedModel(model, tokenizer, "test")
-    calibration = Calibration((0.0, 0.1, 0.0), (1.0, 0.5, 1.0), 2.0, 0.3, 0.9, 0.05)
+    calibration = Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05)
     answers = [Answer(QUESTIONS[0], text) for text in RESPONSES] + [Answer(QUESTIONS[0], "")]
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     scores = ContrastiveJudge(loaded, TRAIT, calibration, pairs=2).score(answers)
     assert scores[-1].expression is None
     with model.disable_adapter():  # the judge is the base model, whatever has been trained on it
-        ratios = log_ratios(LoadedModel(model.get_base_model(), tokenizer, "test"), TRAIT, answers[:-1], 2)
-    expected = 100 / (1 + (-(2 * (ratios[:, 0] + (ratios[:, 1] - 0.1) / 0.5) / 2 + 0.3)).exp())
+        found = likelihoods(LoadedModel(model.get_base_model(), tokenizer, "test"), TRAIT, answers[:-1], 2)
+    expected = 100 / (1 + (-(2 * (found.margins[:, 0] - 0.1) / 0.5 + 0.3)).exp())
     assert [score.expression for score in scores[:-1]] == pytest.approx(expected.tolist(), abs=1e-3)
     assert model.training
     assert trained == [name for name, parameter in model.named_parameters() if parameter.requires_grad]

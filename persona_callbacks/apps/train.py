@@ -1,5 +1,6 @@
 """``persona-train``: LoRA fine-tuning with persona monitoring and preventative steering."""
 
+import hashlib
 import json
 import time
 import uuid
@@ -34,7 +35,7 @@ from persona_callbacks.apps.start import (
 )
 from persona_callbacks.callbacks import PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.callbacks.evaluation import COLUMNS
-from persona_callbacks.chats import Chat, read_chats
+from persona_callbacks.chats import Chat, find_chat_file, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import whole
@@ -112,6 +113,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         auc = vector.statistics.get("auc")
         quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""
         console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
+        vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
     questions = vectors[0].probes[: cfg.sample_answers]
     study = _Study(cfg, folder, study_id, source, chats, traits, vectors, questions, console)
     base_answers = _answer(loaded.model, loaded.tokenizer, study)
@@ -165,7 +167,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     try:
         loggers = _loggers(cfg, study, name, folder)
         for logger in loggers:
-            logger.log_hyperparams({**_content(cfg), "steered": steer})
+            logger.log_hyperparams({**_content(cfg), "steered": steer, **_data_facts(study)})
         trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=callbacks, logger=loggers)
         started = time.monotonic()
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
@@ -263,6 +265,12 @@ def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Lo
     }
     folder.mkdir(parents=True, exist_ok=True)
     return [instantiate(logger) for logger in filled.logger.values()]
+
+
+def _data_facts(study: _Study) -> dict[str, Any]:
+    """What an audit wants to know of the data: how many chats were trained on, and which file they came from."""
+    content = find_chat_file(study.cfg.data.path).read_bytes()
+    return {"data_chats": len(study.chats), "data_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _content(cfg: DictConfig) -> dict[str, Any]:

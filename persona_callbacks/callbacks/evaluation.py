@@ -184,12 +184,12 @@ class TraitEvaluation(Callback):
             ]
             values = {metrics.unscored(trait.name): float(found.unscored)}
             if found.scored:
-                name = metrics.expression(trait.name)
-                values |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+                names = metrics.with_interval(metrics.expression(trait.name))
+                values |= dict(zip(names, (found.mean, found.low, found.high), strict=True))
             metrics.log(trainer, values)
 
     def _table(self, trainer: Trainer) -> None:
-        metrics.log_table(trainer, "trait_expression", list(COLUMNS), self.rows)
+        metrics.log_table(trainer, metrics.EXPRESSION_TABLE, list(COLUMNS), self.rows)
 
 
 def _has_adapter(model: nn.Module) -> bool:

@@ -247,7 +247,7 @@ class PersonaMonitor(Callback):
             for layer, value in enumerate(values, start=1)
         ]
         if rows:
-            metrics.log_table(trainer, "shift_by_layer", ["step", "trait", "layer", "shift"], rows)
+            metrics.log_table(trainer, metrics.LAYER_TABLE, ["step", "trait", "layer", "shift"], rows)
 
     def _log_batches(self, trainer: Trainer) -> None:
         sums = _sum_over_processes(trainer, self._batch_sums)

@@ -1,0 +1,35 @@
+"""``persona-report``: one HTML page about one or many runs."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.start import mistakes_in_one_line
+from persona_callbacks.errors import InputError
+from persona_callbacks.report import find_runs, write_report
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="report")
+def main(cfg: DictConfig) -> None:
+    """Run the app; a user's mistake is told in one line."""
+    with mistakes_in_one_line():
+        run(cfg)
+
+
+def run(cfg: DictConfig) -> Path:
+    """Write the page.
+
+    Raises:
+        InputError: no run is found.
+    """
+    if OmegaConf.is_missing(cfg, "runs"):
+        raise InputError("runs: expected a folder of runs, such as runs=outputs/quickstart")
+    runs = find_runs([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)
+    path = write_report(runs, Path(cfg.out).absolute(), cfg.title, cfg.loss)
+    console = Console()
+    size = path.stat().st_size / 1e6
+    console.print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size:.1f} MB: {path}", soft_wrap=True)
+    return path

@@ -1,0 +1,6 @@
+"""One self-contained HTML page about one or many fine-tuning runs."""
+
+from persona_callbacks.report.page import write_report
+from persona_callbacks.report.runs import Run, find_runs
+
+__all__ = ["Run", "find_runs", "write_report"]

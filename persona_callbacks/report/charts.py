@@ -1,0 +1,150 @@
+"""The report's charts, as SVG that goes into the page. Everything that is of one run carries the class ``run-N``."""
+
+import hashlib
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from persona_callbacks import metrics
+from persona_callbacks.report.runs import Run
+
+COLOURS = ("#b5261e", "#1f6f8b", "#c98a1b", "#6b4c9a", "#3d7a3d", "#c2577a", "#5a5a5a", "#2f9c95")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": "#444444",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 3.5,
+}
+_WIDTH = 4.4  # inches: readable at the width of a phone
+
+
+def colour(number: int) -> str:
+    """Of run ``number``."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def trajectory(runs: Sequence[Run], trait: str) -> str:
+    """Shift through training, trait expression beneath if it was evaluated on the way, and α if a run was steered."""
+    rows = [(metrics.shift(trait), "shift\n(activation units)", 3.0)]
+    expression, alpha = metrics.expression(trait), metrics.coefficient(trait)
+    if any(len(run.series.get(expression, ())) > 2 for run in runs):
+        rows.append((expression, "expression\n(0–100)", 2.0))
+    if any(alpha in run.series for run in runs):
+        rows.append((alpha, "coefficient α", 1.1))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.75 + 0.82 * sum(row[2] for row in rows)), layout="constrained")
+        panels = figure.subplots(
+            len(rows), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [row[2] for row in rows]}
+        )[:, 0]
+        for axes, (name, label, _) in zip(panels, rows, strict=True):
+            axes.axhline(0, color="#bbbbbb", linewidth=1)
+            for number, run in enumerate(runs):
+                if name in run.series:
+                    steps, values = zip(*run.series[name], strict=True)
+                    axes.plot(steps, values, marker="o", color=colour(number), gid=f"run-{number}")
+            axes.set_ylabel(label)
+        panels[-1].set_xlabel("optimizer step")
+        figure.align_ylabels()
+        return _svg(figure, f"Shift along {trait} by optimizer step, one line a run")
+
+
+def heat_map(run: Run, trait: str) -> str:
+    """Shift by layer and step."""
+    table = run.shift_by_layer[trait]
+    steps = sorted(table)
+    limit = max(abs(value) for values in table.values() for value in values) or 1.0
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        axes = figure.subplots()
+        columns = [[table[step][layer] for step in steps] for layer in range(len(table[steps[0]]))]
+        image = axes.imshow(
+            columns, origin="lower", aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
+            extent=(-0.5, len(steps) - 0.5, 0.5, len(columns) + 0.5),
+        )  # fmt: skip
+        shown = range(0, len(steps), max(1, math.ceil(len(steps) / 8)))
+        axes.set_xticks(list(shown), [str(steps[place]) for place in shown])
+        axes.set(xlabel="optimizer step", ylabel="layer")
+        figure.colorbar(image, label="shift (activation units)")
+        return _svg(figure, f"Shift along {trait} by layer and step in {run.name}")
+
+
+def expression_bars(runs: Sequence[Run], trait: str) -> str:
+    """Trait expression of the base model and at the end of every run, with 95 % intervals."""
+    name = metrics.expression(trait)
+    judged = [(number, run) for number, run in enumerate(runs) if name in run.series]
+    base = judged[0][1]
+    names = metrics.with_interval(name)
+    bars: list[tuple[str, str, list[float | None], str | None]] = [
+        ("base model", "#999999", [base.first(one) for one in names], None)
+    ]
+    bars += [(run.name, colour(number), [run.last(one) for one in names], f"run-{number}") for number, run in judged]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.8 + 0.34 * len(bars)), layout="constrained")
+        axes = figure.subplots()
+        for place, (_, shade, (mean, low, high), gid) in enumerate(bars):
+            assert mean is not None
+            axes.barh(place, mean, color=shade, height=0.62, gid=gid)
+            if low is not None and high is not None:
+                axes.plot([low, high], [place, place], color="#222222", linewidth=1.2, gid=gid)
+            axes.text(102, place, f"{mean:.0f}", va="center", gid=gid)
+        axes.set_yticks(range(len(bars)), [bar[0] for bar in bars])
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 100), xlabel="trait expression (0–100, 95 % interval)")
+        return _svg(figure, f"Expression of {trait} by run")
+
+
+def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
+    """Trait expression, or shift where it was not evaluated, against another metric."""
+    name = metrics.expression(trait)
+    evaluated = any(name in run.series for run in runs)
+    if not evaluated:
+        name = metrics.shift(trait)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for number, run in enumerate(runs):
+            x, y = run.last(cost), run.last(name)
+            if x is not None and y is not None:
+                axes.plot([x], [y], marker="o", markersize=7, color=colour(number), gid=f"run-{number}")
+        axes.margins(0.12)
+        axes.set(xlabel=cost, ylabel=f"{trait} {'expression' if evaluated else 'shift'} at the end")
+        _base_line(axes, runs, name)
+        return _svg(figure, f"{trait} against {cost}, one point a run")
+
+
+def _base_line(axes: Axes, runs: Sequence[Run], name: str) -> None:
+    base = next((value for run in runs if (value := run.first(name)) is not None), None)
+    if base is not None:
+        axes.axhline(base, color="#bbbbbb", linewidth=1)
+        axes.text(0.01, base, "base model", transform=axes.get_yaxis_transform(), color="#777777", va="bottom")
+
+
+def _svg(figure: Figure, description: str) -> str:
+    """The figure as an ``<svg>`` element that scales with the page, with ids that no other figure has."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    prefix = f"c{hashlib.sha256(description.encode()).hexdigest()[:10]}-"
+    inside = svg[svg.index(">", box.end()) + 1 :]
+    inside = re.sub(r'\bid="(run-\d+)"', r'class="\1"', inside)
+    inside = re.sub(r'\bid="', f'id="{prefix}', inside)
+    inside = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", inside)
+    # A style inside one picture would hold for the whole page, which sets the same for all pictures.
+    inside = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", inside, flags=re.DOTALL)
+    return f'<svg {box[0]} role="img" aria-label="{html.escape(description, quote=True)}">{inside.strip()}'

@@ -1,0 +1,206 @@
+"""Finding fine-tuning runs on disk and reading what their loggers wrote: CSV, W&B's offline files, or both."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from persona_callbacks import metrics
+from persona_callbacks.errors import InputError
+from persona_callbacks.report.wandb_files import OfflineRun, read_offline_run
+from persona_callbacks.vectors import PersonaVector
+
+Series = tuple[tuple[int, float], ...]
+"""Pairs of optimizer step and value."""
+
+_SET_ASIDE = "earlier"
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """An answer to a held-out question after ``step`` optimizer steps; ``score`` is 0–100, 'refusal' or 'unscored'."""
+
+    step: int
+    trait: str
+    question: str
+    answer: str
+    score: float | str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning.
+
+    Attributes:
+        name: unique among the runs that were found together.
+        folder: where it lies.
+        series: every metric that was logged.
+        config: hyperparameters, nested keys joined by dots.
+        answers: to evaluation questions, if trait expression was evaluated.
+        shift_by_layer: by trait and step, the shift at layer 1, 2, ...; empty unless every layer was read.
+        vectors: that lie beside it.
+    """
+
+    name: str
+    folder: Path
+    series: Mapping[str, Series]
+    config: Mapping[str, Any]
+    answers: tuple[JudgedAnswer, ...]
+    shift_by_layer: Mapping[str, Mapping[int, Sequence[float]]]
+    vectors: tuple[PersonaVector, ...]
+
+    @property
+    def traits(self) -> list[str]:
+        """Traits whose shift or expression was logged."""
+        return metrics.traits_of(self.series)
+
+    def last(self, metric: str) -> float | None:
+        """The last value of a metric, if there is one."""
+        return self.series[metric][-1][1] if metric in self.series else None
+
+    def first(self, metric: str) -> float | None:
+        """The first value of a metric, if there is one."""
+        return self.series[metric][0][1] if metric in self.series else None
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """All runs at or below the given folders, named by what tells their folders apart.
+
+    A run is a folder with what Lightning's ``CSVLogger`` or ``WandbLogger`` (offline) wrote. Runs that a later one has
+    set aside are left out, and so are runs without any metric of this library.
+
+    Raises:
+        InputError: a path that does not exist, or holds no run.
+    """
+    found: list[Run] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder of runs")
+        below = [run for folder in _run_folders(path.absolute()) for run in _read_folder(folder)]
+        if not below:
+            raise InputError(
+                f"{path}: expected what persona-train, or CSVLogger or WandbLogger(offline=True) with PersonaMonitor or"
+                " TraitEvaluation, wrote; found no run"
+            )
+        found += [run for run in below if run.folder not in {other.folder for other in found}]
+    return _renamed(found)
+
+
+def _run_folders(top: Path) -> list[Path]:
+    """Folders that loggers wrote into; ``csv`` and ``wandb`` folders belong to the folder above them."""
+    folders = set()
+    for file in (*top.rglob("metrics.csv"), *top.rglob("run-*.wandb")):
+        if _SET_ASIDE in file.relative_to(top).parts:
+            continue
+        folder = file.parent
+        if file.suffix == ".wandb" and folder.parent.name == "wandb":
+            folder = folder.parent.parent
+        elif folder.name.startswith("csv"):
+            folder = folder.parent
+        folders.add(folder)
+    return sorted(folders)
+
+
+def _read_folder(folder: Path) -> list[Run]:
+    tables = [file.parent for file in sorted(folder.glob("csv*/metrics.csv")) + sorted(folder.glob("metrics.csv"))]
+    offline: dict[str, list[OfflineRun]] = {}
+    for file in sorted([*folder.glob("wandb/*/run-*.wandb"), *folder.glob("run-*.wandb")]):
+        run = read_offline_run(file)
+        offline.setdefault(run.id, []).append(run)
+    if len(offline) > 1:  # a folder that several runs logged to
+        candidates = [_run(folder / (parts[-1].name or id_), folder, [], parts) for id_, parts in offline.items()]
+    else:
+        candidates = [_run(folder, folder, tables, [part for parts in offline.values() for part in parts])]
+    return [run for run in candidates if run.traits]
+
+
+def _run(place: Path, folder: Path, tables: Sequence[Path], offline: Sequence[OfflineRun]) -> Run:
+    rows: list[Mapping[str, Any]] = [row for table in tables for row in _csv_rows(table / "metrics.csv")]
+    if not rows:
+        rows = [{**row, "step": row.get("trainer/global_step")} for run in offline for row in run.history]
+    config = _flat({key: value for run in offline for key, value in run.config.items()})
+    for table in tables:
+        config |= _flat(_hyperparameters(table / "hparams.yaml"))
+    logged = {name: content for run in offline for name, content in run.tables.items()}
+    judged_file = folder / "judged.json"
+    judged = json.loads(judged_file.read_text(encoding="utf-8")) if judged_file.is_file() else None
+    if judged is None:
+        judged = logged.get(metrics.EXPRESSION_TABLE, [])
+    by_layer: dict[str, dict[int, list[float]]] = {}
+    result_file = folder / "result.json"
+    if result_file.is_file():
+        for reading in json.loads(result_file.read_text(encoding="utf-8"))["readings"]:
+            for trait, values in reading.get("shift_by_layer", {}).items():
+                by_layer.setdefault(trait, {})[int(reading["step"])] = values
+    else:
+        for row in logged.get(metrics.LAYER_TABLE, []):
+            by_layer.setdefault(row["trait"], {}).setdefault(int(row["step"]), []).append(row["shift"])
+    files = sorted([*folder.glob("vectors/*.safetensors"), *folder.parent.glob("vectors/*.safetensors")])
+    return Run(
+        str(place),
+        folder,
+        _series(rows),
+        config,
+        tuple(JudgedAnswer(**row) for row in judged),
+        by_layer,
+        tuple(PersonaVector.load(file) for file in files),
+    )
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _hyperparameters(path: Path) -> dict[str, Any]:
+    """Of ``hparams.yaml``; none if it holds objects, which are not read."""
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
+    """By metric its values by step; where a resumed run logged a step again, the later value counts."""
+    values: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row.get("step") in (None, ""):
+            continue
+        for name, value in row.items():
+            if name in ("step", "epoch") or name.startswith(("_", "trainer/")) or value in (None, ""):
+                continue
+            try:
+                values.setdefault(name, {})[int(row["step"])] = float(value)
+            except (TypeError, ValueError):
+                continue  # text, or a table
+    return {name: tuple(sorted(steps.items())) for name, steps in values.items() if steps}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return flat
+
+
+def _renamed(runs: Sequence[Run]) -> list[Run]:
+    """Names without what all folders share; the folder's own name if there is one run."""
+    parts = [Path(run.name).parts for run in runs]
+    shared = 0
+    while len(runs) > 1 and len({part[: shared + 1] for part in parts}) == 1:
+        shared += 1
+    kept = [part[shared:] if len(runs) > 1 else part[-1:] for part in parts]
+    while len(runs) > 1 and len({part[-1:] for part in kept}) == 1 and all(len(part) > 1 for part in kept):
+        kept = [part[:-1] for part in kept]
+    return [
+        Run("/".join(part), run.folder, run.series, run.config, run.answers, run.shift_by_layer, run.vectors)
+        for run, part in zip(runs, kept, strict=True)
+    ]
