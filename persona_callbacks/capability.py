@@ -1,4 +1,6 @@
-"""What fine-tuning costs in capability: questions with four choices, answered by likelihood."""
+"""What fine-tuning costs in capability: questions with four choices, answered by likelihood, and the perplexity of
+benign text.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,6 +18,9 @@ from persona_callbacks.likelihood import response_log_probabilities
 
 QUESTIONS = SHIPPED / "capability" / "questions.jsonl"
 """The questions that ship with the library: general knowledge and language, easy enough for a model of 135M."""
+
+BENIGN = SHIPPED / "capability" / "benign.jsonl"
+"""Chats about everyday facts, which have nothing to do with character and are never trained on."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,19 @@ def answered_rightly(
         scores = response_log_probabilities(model, tokenizer, chats, advance=advance)
     parts = torch.split(scores, [len(one.choices) for one in questions])
     return [int(part.argmax()) == one.answer for part, one in zip(parts, questions, strict=True)]
+
+
+def perplexity(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Chat],
+    advance: Callable[[int], None] = lambda done: None,
+) -> float:
+    """Perplexity per token of the chats' last responses. Never steered; ``advance`` is called with the number of chats
+    scored after each batch.
+    """
+    encoded = [encode_chat(chat, tokenizer) for chat in chats]
+    with residual.probing(model):
+        means = response_log_probabilities(model, tokenizer, encoded, advance=advance).double()
+    tokens = torch.tensor([sum(chat.response_mask) for chat in encoded], dtype=torch.float64)
+    return float((-(means * tokens).sum() / tokens.sum()).exp())

@@ -1,14 +1,22 @@
-"""``persona-evaluate``: what adapters say and know, against their base model."""
+"""``persona-evaluate``: what adapters say and know, against their base model.
+
+What is found of a model is kept in ``OUT/parts`` under a fingerprint of the model and the settings, so that an
+interrupted evaluation, or one with more adapters, goes on from there.
+"""
 
 import csv
+import hashlib
 import io
-from collections.abc import Sequence
+import json
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -21,15 +29,22 @@ from persona_callbacks.apps.start import (
     mistakes_in_one_line,
     quiet_libraries,
 )
-from persona_callbacks.capability import answered_rightly, read_questions
-from persona_callbacks.chats import encode_prompt
+from persona_callbacks.capability import BENIGN, answered_rightly, perplexity, read_questions
+from persona_callbacks.chats import encode_prompt, read_chats
 from persona_callbacks.errors import InputError
-from persona_callbacks.expression import Expression, answer_questions, expression
+from persona_callbacks.expression import Expression, answer_questions, expression, judge_calmly
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import append_lines, whole
 from persona_callbacks.generation import Sampling
 from persona_callbacks.judging import Calibration, ContrastiveJudge, Judge
-from persona_callbacks.models import LoadedModel, ModelSource, check_adapter, load_model, with_adapter
+from persona_callbacks.models import (
+    LoadedModel,
+    ModelSource,
+    check_adapter,
+    load_model,
+    weights_fingerprint,
+    with_adapter,
+)
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.projection import projections
 from persona_callbacks.traits import Trait
@@ -38,12 +53,28 @@ from persona_callbacks.vectors import PersonaVector
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model: by trait, expression and mean projection of the probes; and the share of questions it got right."""
+    """One model.
 
-    name: str
+    Attributes:
+        expressions: by trait, of its answers.
+        projections: by trait, mean projection of the probes at ``prompt_last``, in activation units.
+        capability: share of multiple-choice questions answered rightly, if asked.
+        perplexity: of benign text, if asked.
+        answers: one row an answer, with its score.
+    """
+
     expressions: dict[str, Expression]
     projections: dict[str, float]
     capability: float | None
+    perplexity: float | None
+    answers: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluated":
+        """Read what was written of it as JSON."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["expressions"] = {trait: Expression(**one) for trait, one in content["expressions"].items()}
+        return cls(**{**content, "answers": tuple(content["answers"])})
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
@@ -53,8 +84,8 @@ def main(cfg: DictConfig) -> None:
         run(cfg)
 
 
-def run(cfg: DictConfig) -> list[Evaluated]:
-    """Evaluate the base model and every adapter.
+def run(cfg: DictConfig) -> dict[str, Evaluated]:
+    """Evaluate the base model and every adapter, by name.
 
     Raises:
         InputError: input that cannot be used; before any long work.
@@ -84,15 +115,18 @@ def run(cfg: DictConfig) -> list[Evaluated]:
             for trait, vector in zip(traits, vectors, strict=True)
         }
     out = Path(cfg.out).absolute()
-    found = []
-    with progress_bar(console) as progress, whole(out / "answers.jsonl") as scratch:
+    found: dict[str, Evaluated] = {}
+    with progress_bar(console) as progress:
         task = progress.add_task("evaluating", total=1 + len(cfg.adapters))
         for adapter in (None, *cfg.adapters):
             # Loaded anew each time: PEFT leaves its layers in the model it wraps.
             model = loaded if adapter is None else with_adapter(load_model(source, console), adapter)
             nn.Module.to(model.model, chosen_device(cfg.accelerator))
-            found.append(_evaluate(cfg, adapter or "base model", model, traits, vectors, judges, scratch))
+            found[adapter or "base model"] = _kept(cfg, model, traits, vectors, judges, out / "parts")
             progress.advance(task)
+    rows = [{"model": name, **row} for name, one in found.items() for row in one.answers]
+    with whole(out / "answers.jsonl") as scratch:
+        append_lines(scratch, rows)
     with whole(out / "results.csv") as scratch:
         scratch.write_text(_csv(found), encoding="utf-8")
     console.print(_table(found, loaded.id))
@@ -100,62 +134,96 @@ def run(cfg: DictConfig) -> list[Evaluated]:
     return found
 
 
-def _evaluate(
+def _kept(
     cfg: DictConfig,
-    name: str,
     model: LoadedModel,
     traits: Sequence[Trait],
     vectors: Sequence[PersonaVector],
     judges: dict[str, Judge],
-    file: Path,
+    parts: Path,
+) -> Evaluated:
+    """What was found of this model before with these settings, or is found now and kept unless a judge failed."""
+    made_from = [
+        weights_fingerprint(model.model),
+        [trait.fingerprint for trait in traits],
+        [hashlib.sha256(vector.direction().numpy().tobytes()).hexdigest() for vector in vectors],
+        [judges[trait.name].name for trait in traits],
+        OmegaConf.to_container(cfg.evaluation.callback),
+        bool(cfg.capability),
+    ]
+    part = parts / f"{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    if part.is_file():
+        return Evaluated.load(part)
+    found = _evaluate(cfg, model, traits, vectors, judges)
+    if all(row["expression"] is not None or row["refusal"] or not row["answer"] for row in found.answers):
+        with whole(part) as scratch:
+            scratch.write_text(json.dumps(asdict(found), ensure_ascii=False), encoding="utf-8")
+    return found
+
+
+def _evaluate(
+    cfg: DictConfig,
+    model: LoadedModel,
+    traits: Sequence[Trait],
+    vectors: Sequence[PersonaVector],
+    judges: dict[str, Judge],
 ) -> Evaluated:
     sampling: Sampling = instantiate(cfg.evaluation.callback.sampling)
     expressions, means = {}, {}
+    rows: list[dict[str, Any]] = []
     for trait, vector in zip(traits, vectors, strict=True):
         questions = trait.evaluation_questions[: cfg.evaluation.callback.questions]
         answers = answer_questions(model.model, model.tokenizer, questions, sampling)
-        scores = judges[trait.name].score(answers)
+        scores, error = judge_calmly(judges[trait.name], answers)
+        if error is not None:
+            warnings.warn(
+                f"the judge of {trait.name!r} failed, its answers have no score: {type(error).__name__}: {error}",
+                stacklevel=1,
+            )
         expressions[trait.name] = expression(scores)
-        append_lines(
-            file,
-            [
-                {"model": name, "trait": trait.name, "question": a.question, "answer": a.response, **asdict(score)}
-                for a, score in zip(answers, scores, strict=True)
-            ],
-        )
+        rows += [
+            {"trait": trait.name, "question": answer.question, "answer": answer.response, **asdict(score)}
+            for answer, score in zip(answers, scores, strict=True)
+        ]
         probes = [encode_prompt([{"role": "user", "content": probe}], model.tokenizer) for probe in vector.probes]
         means[trait.name] = float(projections(model.model, model.tokenizer, probes, [vector], "prompt_last").mean())
-    capability = None
+    right = benign = None
     if cfg.capability:
-        right = answered_rightly(model.model, model.tokenizer, read_questions())
-        capability = sum(right) / len(right)
-    return Evaluated(name, expressions, means, capability)
+        answered = answered_rightly(model.model, model.tokenizer, read_questions())
+        right = sum(answered) / len(answered)
+        benign = perplexity(model.model, model.tokenizer, read_chats(BENIGN))
+    return Evaluated(expressions, means, right, benign, tuple(rows))
 
 
-def _csv(found: Sequence[Evaluated]) -> str:
+def _csv(found: Mapping[str, Evaluated]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["model", "trait", "expression", "low", "high", "scored", "refusals", "unscored", "projection",
-                     "shift", "capability"])  # fmt: skip
-    for one in found:
+                     "shift", "capability", "perplexity"])  # fmt: skip
+    base = found["base model"]
+    for name, one in found.items():
         for trait, value in one.expressions.items():
             projection = one.projections[trait]
-            writer.writerow([one.name, trait, *asdict(value).values(), projection,
-                             projection - found[0].projections[trait], one.capability])  # fmt: skip
+            writer.writerow([name, trait, *asdict(value).values(), projection, projection - base.projections[trait],
+                             one.capability, one.perplexity])  # fmt: skip
     return text.getvalue()
 
 
-def _table(found: Sequence[Evaluated], model_id: str) -> Table:
+def _table(found: Mapping[str, Evaluated], model_id: str) -> Table:
     table = Table(title=f"Adapters of {model_id}", caption="expression 0–100 with 95 % interval; shift at prompt_last")
     table.add_column("model", overflow="fold")
-    for trait in found[0].expressions:
+    base = found["base model"]
+    for trait in base.expressions:
         table.add_column(f"{trait} expression", justify="right")
         table.add_column(f"{trait} shift", justify="right")
     table.add_column("questions right", justify="right")
-    for one in found:
+    table.add_column("perplexity", justify="right")
+    for name, one in found.items():
         cells = []
         for trait, value in one.expressions.items():
             cells.append(f"{value.mean:.0f} ({value.low:.0f}–{value.high:.0f})")
-            cells.append(f"{one.projections[trait] - found[0].projections[trait]:+.1f}")
-        table.add_row(one.name, *cells, "–" if one.capability is None else f"{one.capability:.0%}")
+            cells.append(f"{one.projections[trait] - base.projections[trait]:+.1f}")
+        cells.append("–" if one.capability is None else f"{one.capability:.0%}")
+        cells.append("–" if one.perplexity is None else f"{one.perplexity:.2f}")
+        table.add_row(name, *cells)
     return table

@@ -37,6 +37,19 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def mark(number: int) -> str:
+    """What stands for run ``number`` beside its name: another shape where the colours begin again."""
+    return "●■▲◆"[number // len(COLOURS) % 4]
+
+
+def _style(number: int) -> dict[str, Any]:
+    turn = number // len(COLOURS) % 4
+    return {
+        "color": colour(number), "marker": "os^D"[turn], "linestyle": ("-", "--", ":", "-.")[turn],
+        "gid": f"run-{number}",
+    }  # fmt: skip
+
+
 def trajectory(runs: Sequence[Run], trait: str) -> str:
     """Shift through training, trait expression beneath if it was evaluated on the way, and α if a run was steered."""
     rows = [(metrics.shift(trait), "shift\n(activation units)", 3.0)]
@@ -55,7 +68,7 @@ def trajectory(runs: Sequence[Run], trait: str) -> str:
             for number, run in enumerate(runs):
                 if name in run.series:
                     steps, values = zip(*run.series[name], strict=True)
-                    axes.plot(steps, values, marker="o", color=colour(number), gid=f"run-{number}")
+                    axes.plot(steps, values, **_style(number))
             axes.set_ylabel(label)
         panels[-1].set_xlabel("optimizer step")
         figure.align_ylabels()
@@ -119,7 +132,7 @@ def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
         for number, run in enumerate(runs):
             x, y = run.last(cost), run.last(name)
             if x is not None and y is not None:
-                axes.plot([x], [y], marker="o", markersize=7, color=colour(number), gid=f"run-{number}")
+                axes.plot([x], [y], markersize=7, **_style(number))
         axes.margins(0.12)
         axes.set(xlabel=cost, ylabel=f"{trait} {'expression' if evaluated else 'shift'} at the end")
         _base_line(axes, runs, name)

@@ -46,6 +46,7 @@ def write_report(
         lstrip_blocks=True,
     )
     judged = [t for t in traits if any(metrics.expression(t) in run.series for run in runs)]
+    columns, results = _results(runs, traits, loss)
     questions, left_out = _questions(runs, traits)
     differences, shared = _configurations(runs)
     page = environment.get_template("page.html.j2").render(
@@ -54,9 +55,12 @@ def write_report(
         date=date.today().isoformat(),
         model=_model(runs),
         traits=traits,
-        runs=[{"name": run.name, "colour": charts.colour(number)} for number, run in enumerate(runs)],
-        columns=_columns(traits, judged, loss),
-        results=_results(runs, traits, judged, loss),
+        runs=[
+            {"name": run.name, "colour": charts.colour(number), "mark": charts.mark(number)}
+            for number, run in enumerate(runs)
+        ],
+        columns=columns,
+        results=results,
         warnings=_warnings(runs),
         by_trait=[{"trait": trait, "charts": _charts(runs, trait, loss)} for trait in traits],
         questions=questions,
@@ -99,28 +103,31 @@ def _model(runs: Sequence[Run]) -> str:
     return ", ".join(sorted(named))
 
 
-def _columns(traits: Sequence[str], judged: Sequence[str], loss: str) -> list[str]:
-    columns = []
-    for trait in traits:
-        columns += [f"{trait} shift", *([f"{trait} expression"] if trait in judged else []), f"{trait} α"]
-    return [*columns, loss]
-
-
-def _results(runs: Sequence[Run], traits: Sequence[str], judged: Sequence[str], loss: str) -> list[dict[str, Any]]:
+def _results(runs: Sequence[Run], traits: Sequence[str], loss: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of the table: for each trait what some run has."""
+    columns: list[str] = []
     base: list[str] = []
+    cells: list[list[str]] = [[] for _ in runs]
     for trait in traits:
-        first = next((run for run in runs if metrics.expression(trait) in run.series), None)
-        base += ["0", *([_expression(first, trait, at="first")] if trait in judged and first else []), "–"]
+        for kind, name in (
+            ("shift", metrics.shift(trait)),
+            ("expression", metrics.expression(trait)),
+            ("α", metrics.coefficient(trait)),
+        ):
+            having = [run for run in runs if name in run.series]
+            if not having:
+                continue
+            columns.append(f"{trait} {kind}")
+            for run, row in zip(runs, cells, strict=True):
+                if kind == "expression":
+                    row.append(_expression(run, trait, at="last"))
+                else:
+                    row.append(_number(run.last(name), "+.1f" if kind == "shift" else ".2g"))
+            base.append({"shift": "0", "α": "–"}.get(kind) or _expression(having[0], trait, at="first"))
     rows: list[dict[str, Any]] = [{"name": "base model", "run": None, "cells": [*base, "–"]}]
-    for number, run in enumerate(runs):
-        cells = []
-        for trait in traits:
-            cells.append(_number(run.last(metrics.shift(trait)), "+.1f"))
-            if trait in judged:
-                cells.append(_expression(run, trait, at="last"))
-            cells.append(_number(run.last(metrics.coefficient(trait)), ".2g"))
-        rows.append({"name": run.name, "run": number, "cells": [*cells, _number(run.last(loss), ".3f")]})
-    return rows
+    for number, (run, row) in enumerate(zip(runs, cells, strict=True)):
+        rows.append({"name": run.name, "run": number, "cells": [*row, _number(run.last(loss), ".3f")]})
+    return [*columns, loss], rows
 
 
 def _number(value: float | None, shape: str) -> str:
@@ -164,9 +171,9 @@ def _questions(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[dict[st
         for answer in run.answers:
             place = by_question.setdefault((answer.trait, answer.question), [])
             if answer.step == 0 and not place:
-                place.append(_answer(answer, None, "base model", "#999999"))
+                place.append(_answer(answer, None, "base model", "#999999", "●"))
             if answer.step == steps[answer.trait] > 0:
-                place.append(_answer(answer, number, run.name, charts.colour(number)))
+                place.append(_answer(answer, number, run.name, charts.colour(number), charts.mark(number)))
     kept, answers = [], 0
     for (trait, text), found in sorted(by_question.items(), key=lambda item: traits.index(item[0][0])):
         if answers + len(found) > _MOST_ANSWERS:
@@ -177,13 +184,14 @@ def _questions(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[dict[st
     return kept, f" {missing} more questions are left out to keep the page small." if missing else ""
 
 
-def _answer(answer: JudgedAnswer, run: int | None, name: str, colour: str) -> dict[str, Any]:
+def _answer(answer: JudgedAnswer, run: int | None, name: str, colour: str, mark: str) -> dict[str, Any]:
     number = answer.score if isinstance(answer.score, float | int) else None
     level = "" if number is None else "low" if number < 34 else "middle" if number < 67 else "high"
     text = answer.answer if len(answer.answer) <= _LONGEST else f"{answer.answer[:_LONGEST]} …"
     shown = str(answer.score) if number is None else f"{number:.0f}"
     return {
-        "run": run, "name": name, "colour": colour, "number": number, "score": shown, "level": level, "text": text,
+        "run": run, "name": name, "colour": colour, "mark": mark, "number": number, "score": shown, "level": level,
+        "text": text,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,12 @@ def _run_folders(top: Path) -> list[Path]:
         elif folder.name.startswith("csv"):
             folder = folder.parent
         folders.add(folder)
-    return sorted(folders)
+    return sorted(folders, key=_natural)
+
+
+def _natural(folder: Path) -> list[tuple[int, str]]:
+    """For an order in which 25 comes before 100."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(folder))]
 
 
 def _read_folder(folder: Path) -> list[Run]:
