@@ -214,7 +214,8 @@ def test_in_a_browser_it_fits_a_phone_and_filters(runs, tmp_path):
     probed = tmp_path / "probed.html"
     probed.write_text(page.replace("</body>", probe), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-               f"--user-data-dir={tmp_path / 'browser'}", "--window-size=500,900", "--dump-dom", f"file://{probed}"]  # fmt: skip
+               "--window-size=500,900", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom",
+               f"file://{probed}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(re.search(r"<body[^>]*>(\{.*?\})", done.stdout, re.DOTALL)[1])
     assert found == {"wide": 390, "before": 3, "scored": 1, "lines": 0, "others": 0}

