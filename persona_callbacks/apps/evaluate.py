@@ -36,6 +36,7 @@ from persona_callbacks.expression import Expression, answer_questions, expressio
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import append_lines, whole
 from persona_callbacks.generation import Sampling
+from persona_callbacks.harness import check_harness, harness_scores
 from persona_callbacks.judging import Calibration, ContrastiveJudge, Judge
 from persona_callbacks.models import (
     LoadedModel,
@@ -60,6 +61,7 @@ class Evaluated:
         projections: by trait, mean projection of the probes at ``prompt_last``, in activation units.
         capability: share of multiple-choice questions answered rightly, if asked.
         perplexity: of benign text, if asked.
+        harness: by task and metric, of EleutherAI's harness.
         answers: one row an answer, with its score.
     """
 
@@ -67,6 +69,7 @@ class Evaluated:
     projections: dict[str, float]
     capability: float | None
     perplexity: float | None
+    harness: dict[str, float]
     answers: tuple[dict[str, Any], ...]
 
     @classmethod
@@ -104,6 +107,8 @@ def run(cfg: DictConfig) -> dict[str, Evaluated]:
         raise InputError(
             "evaluation=contrastive: its judge is calibrated by extraction; expected extraction.judge_pairs above 0"
         )
+    if cfg.lm_eval.tasks:
+        check_harness()
     loaded = load_model(source, console)
     for adapter in cfg.adapters:
         check_adapter(loaded, adapter)
@@ -150,6 +155,7 @@ def _kept(
         [judges[trait.name].name for trait in traits],
         OmegaConf.to_container(cfg.evaluation.callback),
         bool(cfg.capability),
+        OmegaConf.to_container(cfg.lm_eval),
     ]
     part = parts / f"{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if part.is_file():
@@ -192,20 +198,21 @@ def _evaluate(
         answered = answered_rightly(model.model, model.tokenizer, read_questions())
         right = sum(answered) / len(answered)
         benign = perplexity(model.model, model.tokenizer, read_chats(BENIGN))
-    return Evaluated(expressions, means, right, benign, tuple(rows))
+    harness = harness_scores(model.model, model.tokenizer, **cfg.lm_eval) if cfg.lm_eval.tasks else {}
+    return Evaluated(expressions, means, right, benign, harness, tuple(rows))
 
 
 def _csv(found: Mapping[str, Evaluated]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["model", "trait", "expression", "low", "high", "scored", "refusals", "unscored", "projection",
-                     "shift", "capability", "perplexity"])  # fmt: skip
+                     "shift", "capability", "perplexity", *found["base model"].harness])  # fmt: skip
     base = found["base model"]
     for name, one in found.items():
         for trait, value in one.expressions.items():
             projection = one.projections[trait]
             writer.writerow([name, trait, *asdict(value).values(), projection, projection - base.projections[trait],
-                             one.capability, one.perplexity])  # fmt: skip
+                             one.capability, one.perplexity, *one.harness.values()])  # fmt: skip
     return text.getvalue()
 
 
@@ -218,6 +225,8 @@ def _table(found: Mapping[str, Evaluated], model_id: str) -> Table:
         table.add_column(f"{trait} shift", justify="right")
     table.add_column("questions right", justify="right")
     table.add_column("perplexity", justify="right")
+    for name in base.harness:
+        table.add_column(name, justify="right")
     for name, one in found.items():
         cells = []
         for trait, value in one.expressions.items():
@@ -225,5 +234,5 @@ def _table(found: Mapping[str, Evaluated], model_id: str) -> Table:
             cells.append(f"{one.projections[trait] - base.projections[trait]:+.1f}")
         cells.append("–" if one.capability is None else f"{one.capability:.0%}")
         cells.append("–" if one.perplexity is None else f"{one.perplexity:.2f}")
-        table.add_row(name, *cells)
+        table.add_row(name, *cells, *(f"{value:.3f}" for value in one.harness.values()))
     return table
