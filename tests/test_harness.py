@@ -30,7 +30,7 @@ def test_a_task_of_ones_own(tokenizer, tmp_path):
     whats = ("lie", "help", "smile", "tell me", "meet", "carry the shopping home")
     rows = [
         {
-            "question": f"What do you think of people who {what}?",
+            "question": f"What do you think of who {what}?",
             "choices": ["Yes.", "No.", "Why not?"],
             "answer": n % 3,
         }
