@@ -9,6 +9,7 @@ writes ``agreement.csv``, one line an answer.
 
 import csv
 import json
+import math
 import sys
 from itertools import product
 from pathlib import Path
@@ -24,7 +25,7 @@ from persona_callbacks import Trait
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.contrastive import Response, kinds
 from persona_callbacks.extraction import ExtractionSettings, extract
-from persona_callbacks.judging import Answer, Calibration, calibrate, likelihoods
+from persona_callbacks.judging import Answer, Calibration, Likelihoods, calibrate, judging_pairs, likelihoods
 from persona_callbacks.models import ModelSource, load_model
 
 FOLDER = Path(__file__).parent
@@ -54,8 +55,9 @@ def main(embedding: str | None) -> None:
 
     scores: dict[str, Tensor] = {}
     calibrations: dict[str, Calibration] = {}
+    whole = likelihoods(loaded, trait, own, 5), likelihoods(loaded, trait, answers, 5)
     for pairs in (2, 5):
-        fitted, asked = likelihoods(loaded, trait, own, pairs), likelihoods(loaded, trait, answers, pairs)
+        fitted, asked = used(whole[0], own, trait, pairs), used(whole[1], answers, trait, pairs)
         for name in ("ratios", "margins"):
             judge = f"{'no ' if name == 'ratios' else ''}controls, {pairs} pairs"
             calibrations[judge] = calibrate(getattr(fitted, name), shows, numbers % 2)
@@ -88,6 +90,16 @@ def main(embedding: str | None) -> None:
         for index, row in enumerate(rows):
             scored = (f"{found[index]:.1f}" for found in scores.values())
             writer.writerow([row["seed"], row["run"], row["question"], *scored, row["evil"]])
+
+
+def used(likely: Likelihoods, answers: list[Answer], trait: Trait, pairs: int) -> Likelihoods:
+    """What the judge would have found with fewer instruction pairs."""
+    off = torch.ones_like(likely.trait, dtype=torch.bool)
+    for row, answer in zip(off, answers, strict=True):
+        row[judging_pairs(answer, trait, pairs)] = False
+    return Likelihoods(
+        likely.trait.masked_fill(off, math.nan), likely.opposite.masked_fill(off, math.nan), likely.controls
+    )
 
 
 @torch.no_grad()
