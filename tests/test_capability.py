@@ -102,8 +102,10 @@ def test_base_and_adapter_in_one_table(tmp_path):
     model = load_model(SMOLLM2).model
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(model, config).save_pretrained(tmp_path / "noise")
-    short = ["extraction.questions=4", "extraction.sampling.max_new_tokens=8", "evaluation.callback.questions=3",
-             "evaluation.callback.sampling.max_new_tokens=8"]  # fmt: skip
+    short = [
+        "extraction.questions=4", "extraction.layer_choice=auc", "extraction.sampling.max_new_tokens=8",
+        "evaluation.callback.questions=3", "evaluation.callback.sampling.max_new_tokens=8",
+    ]  # fmt: skip
     done = evaluate(tmp_path, "adapters=[noise]", *short)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "base model" in done.stdout
