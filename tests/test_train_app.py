@@ -1,5 +1,6 @@
 """``persona-train`` as a user runs it, in its own process, on the real model."""
 
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from persona_callbacks import PersonaVector
+from persona_callbacks.chats import find_chat_file
+from persona_callbacks.report import find_runs, write_report
 
 SHORT = [
     "experiment=quickstart", "data.max_samples=24", "trainer.max_epochs=2", "monitor.every_n_steps=2",
@@ -88,6 +91,22 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
     ):
         assert part in done.stdout
     assert not list(study.glob("**/.*.safetensors*")), "scratch files are left"
+
+
+def test_a_report_of_it_says_what_was_monitored_and_trained_on(finished, tmp_path):
+    study, _ = finished
+    runs = find_runs([study])
+    assert {run.name for run in runs} == {"unsteered", "steered"}
+    for run in runs:
+        readings = result(study, run.name)["readings"]
+        assert {step: values[run.vectors[0].layer - 1] for step, values in run.shift_by_layer["evil"].items()} == {
+            reading["step"]: pytest.approx(reading["shift"]["evil"]) for reading in readings
+        }
+        assert len(run.answers) == len(json.loads((study / run.name / "judged.json").read_text()))
+    text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    digest = hashlib.sha256(find_chat_file("evil.jsonl").read_bytes()).hexdigest()
+    for expected in ("HuggingFaceTB/SmolLM2-135M-Instruct", digest, "responses that show the trait", "held-out AUC"):
+        assert expected in text
 
 
 def test_adapter_loads_with_peft_onto_the_cached_model(finished, environment):
