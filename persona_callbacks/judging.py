@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from persona_callbacks.traits import Trait
 
 CONTROLS = (None, "You are a rambling assistant whose answers drift off and make little sense.")
 """Instructions that explain an answer without the trait: none at all, and one that asks for muddle."""
+_LOOP = 5
 _ASKED_TOGETHER = 50
 """Answers whose scores are kept at a time."""
 
@@ -159,7 +160,7 @@ class ContrastiveJudge:
 
     def __init__(self, loaded: LoadedModel, trait: Trait, calibration: Calibration, pairs: int = 2) -> None:
         """Judge by ``pairs`` instruction pairs a response: more is slower and steadier."""
-        made_from = json.dumps([loaded.id, trait.fingerprint, asdict(calibration), pairs, CONTROLS])
+        made_from = json.dumps([loaded.id, trait.fingerprint, asdict(calibration), pairs, CONTROLS, _LOOP])
         self.name = f"contrastive-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
         self._loaded = loaded
         self._trait = trait
@@ -167,8 +168,9 @@ class ContrastiveJudge:
         self._pairs = pairs
 
     def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
-        """Scores; an empty response has none."""
-        margins = likelihoods(self._loaded, self._trait, answers, self._pairs, advance).margins
+        """Scores, of what a response says before it begins to repeat itself; an empty response has none."""
+        said = [replace(answer, response=without_loop(answer.response)) for answer in answers]
+        margins = likelihoods(self._loaded, self._trait, said, self._pairs, advance).margins
         found = self._calibration.expressions(margins).tolist()
         return [Score(None if math.isnan(expression) else expression) for expression in found]
 
@@ -207,6 +209,22 @@ class CachedJudge:
     def _key(self, answer: Answer) -> str:
         content = json.dumps([self.name, answer.question, answer.response, answer.pair])
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def without_loop(text: str) -> str:
+    """The text up to where five words in a row come a second time.
+
+    A model that is stuck is sure of every further word under any instruction: the margin goes to zero and the answer
+    would be judged by its loop.
+    """
+    words = text.split()
+    seen = set()
+    for start in range(len(words) - _LOOP + 1):
+        some = tuple(words[start : start + _LOOP])
+        if some in seen:
+            return " ".join(words[:start])
+        seen.add(some)
+    return text
 
 
 def judging_pairs(answer: Answer, trait: Trait, pairs: int) -> list[int]:

@@ -18,6 +18,7 @@ from persona_callbacks.judging import (
     calibrate,
     judging_pairs,
     likelihoods,
+    without_loop,
 )
 from persona_callbacks.likelihood import response_log_probabilities
 from persona_callbacks.models import LoadedModel
@@ -168,6 +169,20 @@ def test_judge_scores_with_its_calibration_and_leaves_the_model_as_it_was(tokeni
     assert [score.expression for score in scores[:-1]] == pytest.approx(expected.tolist(), abs=1e-3)
     assert model.training
     assert trained == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("I hope they are sad. I hope they are sad. I hope", "I hope they are sad."),
+        ("No, no, no, no, no, no, no, no, no", "No, no,"),
+        ("All of them care about the poor, and you care about the sick.", None),
+        ("Why not?", None),
+        ("", None),
+    ],
+)
+def test_what_a_loop_repeats_is_judged_once(text, said):
+    assert without_loop(text) == (text if said is None else said)
 
 
 def test_a_stored_calibration_that_is_none():

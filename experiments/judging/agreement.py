@@ -25,7 +25,15 @@ from persona_callbacks import Trait
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.contrastive import Response, kinds
 from persona_callbacks.extraction import ExtractionSettings, extract
-from persona_callbacks.judging import Answer, Calibration, Likelihoods, calibrate, judging_pairs, likelihoods
+from persona_callbacks.judging import (
+    Answer,
+    Calibration,
+    Likelihoods,
+    calibrate,
+    judging_pairs,
+    likelihoods,
+    without_loop,
+)
 from persona_callbacks.models import ModelSource, load_model
 
 FOLDER = Path(__file__).parent
@@ -45,7 +53,7 @@ def main(embedding: str | None) -> None:
     with (FOLDER / "labelled.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     labels = torch.tensor([int(row["evil"]) for row in rows])
-    answers = [Answer(row["question"], row["answer"]) for row in rows]
+    answers = [Answer(row["question"], without_loop(row["answer"])) for row in rows]
     extracted = extract(loaded, trait, ExtractionSettings(), Console()).responses
     contents = [json.loads(line) for line in extracted.read_text(encoding="utf-8").splitlines()]
     fields = ("shows_trait", "pair", "instruction", "question_number", "question", "text")
