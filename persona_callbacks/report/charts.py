@@ -75,11 +75,10 @@ def trajectory(runs: Sequence[Run], trait: str) -> str:
         return _svg(figure, f"Shift along {trait} by optimizer step, one line a run")
 
 
-def heat_map(run: Run, trait: str) -> str:
-    """Shift by layer and step."""
+def heat_map(run: Run, trait: str, limit: float) -> str:
+    """Shift by layer and step; the deepest colours are ± ``limit``."""
     table = run.shift_by_layer[trait]
     steps = sorted(table)
-    limit = max(abs(value) for values in table.values() for value in values) or 1.0
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
         axes = figure.subplots()

@@ -89,11 +89,12 @@ def _charts(runs: Sequence[Run], trait: str, loss: str) -> list[dict[str, Any]]:
     found.append(("Trade-off", charts.trade_off(runs, trait, loss), caption))
     shown: list[dict[str, Any]] = [{"run": None, "title": t, "svg": svg, "caption": note} for t, svg, note in found]
     mapped = [(number, run) for number, run in enumerate(runs) if trait in run.shift_by_layer]
+    tables = [values for _, run in mapped for values in run.shift_by_layer[trait].values()]
+    limit = max((abs(value) for values in tables for value in values), default=0) or 1.0  # one scale for all runs
     for number, run in mapped[:_MOST_MAPS]:
-        caption = "Shift by layer and step; red is towards the trait."
-        shown.append(
-            {"run": number, "title": f"Layers: {run.name}", "svg": charts.heat_map(run, trait), "caption": caption}
-        )
+        caption = "Shift by layer and step; red is towards the trait. All runs have the same scale."
+        svg = charts.heat_map(run, trait, limit)
+        shown.append({"run": number, "title": f"Layers: {run.name}", "svg": svg, "caption": caption})
     return shown
 
 
