@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from persona_callbacks import residual
-from persona_callbacks.chats import Message, encode_prompt, pad_token
+from persona_callbacks.chats import EncodedChat, Message, encode_prompt, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.models import LoadedModel
 
@@ -131,19 +131,51 @@ def iterate_responses(
         ``(index of the prompt, response)`` for each prompt of a finished batch.
     """
     encoded = [encode_prompt(prompt, tokenizer).input_ids for prompt in prompts]
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    device = residual.device_of(model)
-    pad_id = pad_token(tokenizer)
     how = _configuration(model, tokenizer, sampling)
+    for indices, tokens in _iterate_tokens(model, encoded, sampling, how, skip, additions):
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        yield [(index, text.strip()) for index, text in zip(indices, texts, strict=True)]
+
+
+def own_responses(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, chats: Sequence[EncodedChat], sampling: Sampling
+) -> list[EncodedChat]:
+    """The chats with the model's own response, of at least one token, in place of theirs. Never steered."""
+    how = _configuration(model, tokenizer, sampling)
+    how.min_new_tokens = 1
+    ends = set(_end_tokens(model, tokenizer))
+    prompts = [chat.input_ids[: chat.prompt_length] for chat in chats]
+    own: dict[int, EncodedChat] = {}
+    for indices, tokens in _iterate_tokens(model, prompts, sampling, how):
+        for index, row in zip(indices, tokens.tolist(), strict=True):
+            length = next((place for place, token in enumerate(row) if token in ends), len(row))
+            ids = (*prompts[index], *row[:length])
+            mask = tuple(place >= len(prompts[index]) for place in range(len(ids)))
+            own[index] = EncodedChat(ids, len(prompts[index]), mask, mask)
+    return [own[index] for index in range(len(chats))]
+
+
+def _iterate_tokens(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    how: GenerationConfig,
+    skip: frozenset[int] = frozenset(),
+    additions: Mapping[int, Tensor] | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of indices in ``prompts`` with their new tokens, ``[batch, new]`` int64."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    device = residual.device_of(model)
+    assert how.pad_token_id is not None
     for number, start in enumerate(range(0, len(order), sampling.batch_size)):
         indices = order[start : start + sampling.batch_size]
         if skip.issuperset(indices):
             continue
-        length = max(len(encoded[index]) for index in indices)
-        input_ids = torch.full((len(indices), length), pad_id)
+        length = max(len(prompts[index]) for index in indices)
+        input_ids = torch.full((len(indices), length), int(how.pad_token_id))
         mask = torch.zeros_like(input_ids)
         for row, index in enumerate(indices):  # padded left: new tokens follow on the right
-            ids = torch.tensor(encoded[index])
+            ids = torch.tensor(prompts[index])
             input_ids[row, length - len(ids) :] = ids
             mask[row, length - len(ids) :] = 1
         devices = [device] if device.type == "cuda" else []
@@ -156,8 +188,7 @@ def iterate_responses(
             tokens = model.generate(  # type: ignore[operator]  # nn.Module hides it
                 input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=how
             )
-        texts = tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
-        yield [(index, text.strip()) for index, text in zip(indices, texts, strict=True)]
+        yield indices, tokens[:, length:]
 
 
 def generate(

@@ -9,6 +9,8 @@ from lightning.pytorch import Trainer
 
 TRAIN_LOSS = "train/loss"
 EPOCH_LOSS = "train/epoch_loss"
+PENALTY = "steering/penalty"
+GUARD_TRIPPED = "guard/tripped"
 EXPRESSION_TABLE = "trait_expression"
 LAYER_TABLE = "shift_by_layer"
 
@@ -48,10 +50,21 @@ def coefficient(trait: str) -> str:
     return f"steering/{trait}/coefficient"
 
 
+def saturated(trait: str) -> str:
+    """1 while the steering coefficient is at its bound and the shift is not held at its target, else 0."""
+    return f"steering/{trait}/saturated"
+
+
 def traits_of(names: Iterable[str]) -> list[str]:
     """The traits whose shift or expression is among metrics of these names."""
     found = (re.fullmatch(r"persona/(.+)/(shift|expression)", name) for name in names)
     return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def saturated_traits(values: Mapping[str, Any]) -> list[str]:
+    """The traits whose ``saturated`` metric is 1 among these."""
+    found = (re.fullmatch(r"steering/(.+)/saturated", name) for name, value in values.items() if float(value) == 1)
+    return [match[1] for match in found if match]
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -70,3 +83,12 @@ def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Se
         for logger in trainer.loggers:
             if hasattr(logger, "log_text"):
                 logger.log_text(name, columns=columns, data=[list(row) for row in rows])
+
+
+def alert(trainer: Trainer, title: str, text: str) -> None:
+    """Send an alert by every logger that can, such as W&B's."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            send = getattr(getattr(logger, "experiment", None), "alert", None)
+            if send is not None:
+                send(title=title, text=text)

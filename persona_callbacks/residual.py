@@ -280,37 +280,60 @@ def base_model(model: nn.Module) -> Iterator[None]:
 
 
 class ResidualWriter:
-    """Adds a vector to the residual stream at chosen layers while it is active: at every token, or only at the last one
-    of each pass, which in generation are the tokens that a response is made from.
+    """Changes the residual stream at chosen layers while it is active: adds a vector, or removes the component within a
+    subspace; at every token, at marked ones, or only at the last one of each pass, which in generation are the tokens
+    that a response is made from.
 
     Attach it before the model's first compiled forward; :meth:`remove` leaves the model as it was. An addition of zeros
     is not run at all, so that it is bitwise a no-op.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int], *, last_token_only: bool = False) -> None:
-        """Attach to ``layers``, inactive and with nothing to add."""
+        """Attach to ``layers``, inactive and with nothing to write."""
         self.active = False
         self._last_token_only = last_token_only
         self._attached_at = _suspended
         self._additions: dict[int, Tensor] = {}
+        self._bases: dict[int, Tensor] = {}
+        self._written: frozenset[int] = frozenset()
+        self._mask: Tensor | None = None
         self._changed: dict[int, Tensor] | None = {}
         blocks = _blocks(model)
-        self._handles = [_attach(blocks, layer, self._adder(layer), first=True) for layer in layers]
+        self._handles = [_attach(blocks, layer, self._editor(layer), first=True) for layer in layers]
 
     def write(self, additions: Mapping[int, Tensor]) -> None:
         """Set what is added: per layer ``[hidden_size]``, in activation units. Never call it between a forward pass and
         its backward pass, which may run the forward again.
         """
-        self._additions = {layer: addition for layer, addition in additions.items() if addition.any()}
+        for layer, addition in additions.items():
+            # In place, so that a compiled block, which holds on to the tensor, adds the new values.
+            if layer in self._additions:
+                self._additions[layer].copy_(addition)
+            else:
+                self._additions[layer] = addition.detach().clone()
+        self._written = frozenset(layer for layer, addition in additions.items() if addition.any())
+
+    def ablate(self, bases: Mapping[int, Tensor]) -> None:
+        """Set what is removed in place of adding: per layer the component within the span of the orthonormal columns of
+        ``[hidden_size, rank]``.
+        """
+        self._bases = dict(bases)
+        self._written = frozenset(bases)
+
+    def only_at(self, mask: Tensor | None) -> None:
+        """Write only where ``mask`` is true, ``[batch, length]`` bool, in passes of that shape; at every token if
+        ``None``.
+        """
+        self._mask = None if mask is None else mask.unsqueeze(-1)
 
     def silent_layers(self) -> list[int] | None:
-        """Layers with something to add that no forward pass has changed since the writer was attached; ``None`` after
+        """Layers with something to write that no forward pass has changed since the writer was attached; ``None`` after
         the first such check, which ends the bookkeeping.
         """
-        if self._changed is None or not self._additions:
+        if self._changed is None or not self._written:
             return None
         changed, self._changed = self._changed, None
-        return [layer for layer in self._additions if layer not in changed or not changed[layer]]
+        return [layer for layer in sorted(self._written) if layer not in changed or not changed[layer]]
 
     def remove(self) -> None:
         """Detach from the model."""
@@ -319,22 +342,30 @@ class ResidualWriter:
             handle.remove()
         self._handles = []
 
-    def _adder(self, layer: int) -> _Edit:
-        def add(hidden: Tensor) -> Tensor | None:
-            if not self.active or _suspended > self._attached_at or layer not in self._additions:
+    def _editor(self, layer: int) -> _Edit:
+        def write(hidden: Tensor) -> Tensor | None:
+            if not self.active or _suspended > self._attached_at or layer not in self._written:
                 return None
-            addition = self._additions[layer]
-            if addition.device != hidden.device or addition.dtype != hidden.dtype:
-                addition = self._additions[layer] = addition.to(hidden.device, hidden.dtype)
+            if self._mask is not None and hidden.shape[:2] != self._mask.shape[:2]:
+                return None
+            kept = self._bases if layer in self._bases else self._additions
+            content = kept[layer]
+            if content.device != hidden.device or content.dtype != hidden.dtype:
+                content = kept[layer] = content.to(hidden.device, hidden.dtype)
+            if layer in self._bases:
+                content = -(hidden @ content) @ content.T
             if self._last_token_only:
-                steered = torch.cat([hidden[:, :-1], hidden[:, -1:] + addition], dim=1)
+                written = torch.cat([hidden[:, :-1], hidden[:, -1:] + content], dim=1)
+            elif self._mask is not None:
+                # One kernel: the masked addition never exists as a tensor of its own.
+                written = torch.addcmul(hidden, self._mask.to(hidden.dtype), content)
             else:
-                steered = hidden + addition
+                written = hidden + content
             if self._changed is not None and layer not in self._changed:
-                self._changed[layer] = (steered != hidden).any()
-            return steered
+                self._changed[layer] = (written != hidden).any()
+            return written
 
-        return add
+        return write
 
 
 @contextmanager
@@ -358,9 +389,12 @@ class BatchReader:
     run again in backward replaces itself), and moves nothing off the device.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
-        """Attach to ``layers``."""
+    def __init__(self, model: nn.Module, layers: Sequence[int], *, each_row: bool = False) -> None:
+        """Attach to ``layers``: to read one mean over the batch, or, for a loss on them, one for each row, with
+        gradients.
+        """
         self._layers = tuple(layers)
+        self._each_row = each_row
         self._mask: Tensor | None = None
         self._means: dict[int, Tensor] = {}
         blocks = _blocks(model)
@@ -372,13 +406,13 @@ class BatchReader:
         self._means = {}
 
     def take(self) -> Tensor | None:
-        """Stop, and return ``[len(layers), hidden_size]`` float32, NaN where no token was marked; ``None`` when no pass
-        of the mask's shape was seen.
+        """Stop, and return ``[len(layers), hidden_size]`` float32, NaN where no token was marked; for each row
+        ``[batch, len(layers), hidden_size]``, 0 where none was. ``None`` when no pass of the mask's shape was seen.
         """
         means, self._mask, self._means = self._means, None, {}
         if len(means) < len(self._layers):
             return None
-        return torch.stack([means[layer] for layer in self._layers])
+        return torch.stack([means[layer] for layer in self._layers], dim=-2)
 
     def remove(self) -> None:
         """Detach from the model."""
@@ -388,7 +422,12 @@ class BatchReader:
 
     def _reader(self, layer: int) -> _Edit:
         def read_batch(hidden: Tensor) -> None:
-            if self._mask is not None and not _suspended and hidden.shape[:2] == self._mask.shape:
+            if self._mask is None or _suspended or hidden.shape[:2] != self._mask.shape:
+                return
+            if self._each_row:
+                weights = self._mask / self._mask.sum(dim=1, keepdim=True).clamp_min(1)
+                self._means[layer] = torch.einsum("bt,bth->bh", weights, hidden.float())
+            else:
                 weights = (self._mask / self._mask.sum()).unsqueeze(-1)
                 self._means[layer] = (weights * hidden.detach().float()).sum(dim=(0, 1))
 

@@ -1,7 +1,17 @@
 """Lightning callbacks."""
 
+from persona_callbacks.callbacks.ablation import Ablation
 from persona_callbacks.callbacks.evaluation import TraitEvaluation
+from persona_callbacks.callbacks.guard import DriftGuard
 from persona_callbacks.callbacks.monitor import PersonaMonitor
+from persona_callbacks.callbacks.regularisation import ProjectionRegularisation
 from persona_callbacks.callbacks.steering import PreventativeSteering
 
-__all__ = ["PersonaMonitor", "PreventativeSteering", "TraitEvaluation"]
+__all__ = [
+    "Ablation",
+    "DriftGuard",
+    "PersonaMonitor",
+    "PreventativeSteering",
+    "ProjectionRegularisation",
+    "TraitEvaluation",
+]

@@ -8,11 +8,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks import metrics, residual
+from persona_callbacks.callbacks.processes import sum_over_processes
 from persona_callbacks.callbacks.tokenizers import find_tokenizer
+from persona_callbacks.callbacks.training_data import response_tokens
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.projection import projections
@@ -47,6 +48,8 @@ class PersonaMonitor(Callback):
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
     ``trainer.log_every_n_steps``.
+
+    Adaptive steering may :meth:`request` readings between these.
 
     Baseline and readings are kept in checkpoints, so a resumed run goes on with the same baseline.
 
@@ -104,7 +107,12 @@ class PersonaMonitor(Callback):
         self.readings: list[Reading] = []
         self._baseline: dict[str, list[float]] = {}
         self._resumed = False
+        self._requested = -1
         self._reader: residual.BatchReader | None = None
+
+    def request(self, step: int) -> None:
+        """Read after this many optimizer steps as well, in place of what was requested before."""
+        self._requested = step
 
     def state_dict(self) -> dict[str, Any]:
         """Baseline and readings."""
@@ -151,7 +159,7 @@ class PersonaMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read this batch's response tokens when the model is run on them."""
         assert self._reader is not None
-        mask = _response_tokens(batch)
+        mask = response_tokens(batch)
         if mask is None:
             rank_zero_warn(
                 "PersonaMonitor: the batch is no mapping with 'labels', so persona/*/batch_projection is not logged"
@@ -175,7 +183,7 @@ class PersonaMonitor(Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
         if trainer.global_step % every == 0:
             self._log_batches(trainer)
-        if trainer.global_step % self.every_n_steps == 0:
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == self._requested:
             self._read(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,7 +243,7 @@ class PersonaMonitor(Callback):
                 self._model, self._tokenizer, chats, self.vectors, self.position, self.batch_size, layers
             )
             sums = (projected * belongs[..., None]).sum(dim=0, dtype=torch.float64)
-        sums = _sum_over_processes(trainer, sums)
+        sums = sum_over_processes(trainer, sums)
         means = (sums / self._belongs.sum(dim=0).to(device)[:, None]).tolist()
         return {vector.trait: mean for vector, mean in zip(self.vectors, means, strict=True)}
 
@@ -250,7 +258,7 @@ class PersonaMonitor(Callback):
             metrics.log_table(trainer, metrics.LAYER_TABLE, ["step", "trait", "layer", "shift"], rows)
 
     def _log_batches(self, trainer: Trainer) -> None:
-        sums = _sum_over_processes(trainer, self._batch_sums)
+        sums = sum_over_processes(trainer, self._batch_sums)
         self._batch_sums = torch.zeros_like(sums)
         *totals, batches = sums.tolist()
         if batches:
@@ -258,15 +266,3 @@ class PersonaMonitor(Callback):
             metrics.log(
                 trainer, {metrics.batch_projection(t): total / batches for t, total in zip(traits, totals, strict=True)}
             )
-
-
-def _response_tokens(batch: Any) -> Tensor | None:
-    """``[batch, length]`` bool: the tokens that loss is taken on."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    return labels != -100 if isinstance(labels, Tensor) else None
-
-
-def _sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:
-    summed = trainer.strategy.reduce(values.clone(), reduce_op="sum")
-    assert isinstance(summed, Tensor)
-    return summed

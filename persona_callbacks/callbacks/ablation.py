@@ -1,0 +1,50 @@
+"""The callback that trains with the traits' directions ablated: a comparison for preventative steering."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from persona_callbacks import residual
+from persona_callbacks.callbacks.writing import TrainingWriter
+from persona_callbacks.screening import SteeredPositions
+from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
+
+
+class Ablation(TrainingWriter):
+    """Remove, during training only, the component of the residual stream within the span of the persona vectors (CAFT;
+    Chen et al. 2025, J.4), so that training cannot use it.
+
+    It has no strength to choose. It does little where the base model's projection is near zero already.
+
+    Args:
+        vectors: one persona vector per trait, all of the model that is trained.
+        layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
+        positions: ``all`` tokens, or only the ``response`` tokens, those that loss is taken on.
+    """
+
+    def __init__(
+        self, vectors: Sequence[PersonaVector], layers: Layers = "all", positions: SteeredPositions = "all"
+    ) -> None:
+        """Check the arguments.
+
+        Raises:
+            InputError: vectors that do not go together, or an unknown layer.
+            MisconfigurationException: unknown positions.
+        """
+        self.vectors = check_vectors(vectors)
+        self.positions = positions
+        self.check_positions()
+        chosen = steering_layers(self.vectors, layers)
+        self._bases = {}
+        for layer in sorted({layer for places in chosen.values() for layer in places}):
+            rows = [vector.directions[layer] for vector in self.vectors if layer in chosen[vector.trait]]
+            # Singular vectors, since Gram and Schmidt's would not survive directions that are (nearly) the same.
+            axes, values, _ = torch.linalg.svd(torch.stack(rows, dim=1).double(), full_matrices=False)
+            self._bases[layer] = axes[:, values > 1e-6 * values.max()].float()
+
+    def attached(self, model: nn.Module) -> residual.ResidualWriter:
+        """A writer that ablates."""
+        writer = residual.ResidualWriter(model, list(self._bases))
+        writer.ablate(self._bases)
+        return writer

@@ -1,0 +1,195 @@
+"""The callback that acts when a trait has moved too far."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from persona_callbacks import metrics
+from persona_callbacks.callbacks.evaluation import TraitEvaluation
+from persona_callbacks.callbacks.monitor import PersonaMonitor
+
+Action = Literal["warn", "stop", "roll_back"]
+
+
+class DriftGuard(Callback):
+    """Watch the shift that :class:`PersonaMonitor` reads and the trait expression that :class:`TraitEvaluation` scores,
+    and act when a limit is passed: warn, stop training, or roll the trained weights back to those of the last reading
+    within all limits, and stop.
+
+    Every action warns, alerts in W&B and logs ``guard/tripped`` (1), once. It comes after the callbacks it watches in
+    the trainer's list. Rolling back keeps one copy of the trained weights (with LoRA, of the adapter) on their device,
+    and in checkpoints; the readings made on what was rolled back stay in the logs.
+
+    Args:
+        shift: the highest allowed shift, in activation units; one for all traits or some traits' own.
+        expression: the highest allowed mean trait expression, 0 to 100; one for all traits or some traits' own.
+        saturated: whether to act when adaptive steering cannot hold its target as well.
+        action: ``warn``, ``stop`` or ``roll_back``.
+
+    Attributes:
+        tripped: what passed its limit, in words; empty so far.
+        rolled_back_to: optimizer steps after which the restored weights were taken; ``None`` if nothing was restored.
+    """
+
+    def __init__(
+        self,
+        shift: float | Mapping[str, float] | None = None,
+        expression: float | Mapping[str, float] | None = None,
+        saturated: bool = False,
+        action: Action = "warn",
+    ) -> None:
+        """Check the arguments.
+
+        Raises:
+            MisconfigurationException: nothing to watch, or an unknown action.
+        """
+        if shift is None and expression is None and not saturated:
+            raise MisconfigurationException(
+                "DriftGuard: expected a limit on shift or expression, or saturated=True; found none"
+            )
+        if action not in get_args(Action):
+            raise MisconfigurationException(
+                f"DriftGuard: unknown action {action!r}; expected one of {', '.join(get_args(Action))}"
+            )
+        self.shift = shift
+        self.expression = expression
+        self.saturated = saturated
+        self.action = action
+        self.tripped = ""
+        self.rolled_back_to: int | None = None
+        self._good: dict[str, Tensor] = {}
+        self._good_step = 0
+        self._resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What tripped, and the weights to roll back to."""
+        return {
+            "tripped": self.tripped,
+            "rolled_back_to": self.rolled_back_to,
+            "good": dict(self._good),
+            "good_step": self._good_step,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.tripped, self.rolled_back_to = state_dict["tripped"], state_dict["rolled_back_to"]
+        self._good, self._good_step = dict(state_dict["good"]), state_dict["good_step"]
+        self._resumed = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what is watched.
+
+        Raises:
+            MisconfigurationException: it is not among the callbacks, comes after this one, or has no such trait.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set without annotation
+        before = callbacks[: callbacks.index(self)]
+        monitors = [callback for callback in before if isinstance(callback, PersonaMonitor)]
+        evaluations = [callback for callback in before if isinstance(callback, TraitEvaluation)]
+        for name, limit, found in (("shift", self.shift, monitors), ("expression", self.expression, evaluations)):
+            kind = "PersonaMonitor" if name == "shift" else "TraitEvaluation"
+            if limit is not None and not found:
+                raise MisconfigurationException(
+                    f"DriftGuard: a limit on {name} needs a {kind} before it in the trainer's callbacks"
+                )
+        self._monitor = monitors[0] if monitors else None
+        self._evaluation = evaluations[0] if evaluations else None
+        known = {
+            "shift": [vector.trait for vector in self._monitor.vectors] if self._monitor else [],
+            "expression": [trait.name for trait in self._evaluation.traits] if self._evaluation else [],
+        }
+        for name, limit in (("shift", self.shift), ("expression", self.expression)):
+            unknown = sorted(set(limit) - set(known[name])) if isinstance(limit, Mapping) else []
+            if unknown:
+                raise MisconfigurationException(
+                    f"DriftGuard: {name} limits the trait {unknown[0]!r}, which is not watched; expected some of"
+                    f" {', '.join(known[name])}"
+                )
+        if not self._resumed:
+            self.tripped, self.rolled_back_to, self._good = "", None, {}
+        self._resumed = False
+        self._checked = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the weights that the run starts with."""
+        if not self._good:
+            self._remember(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare with the limits when there is something new to compare."""
+        self._check(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the last reading and evaluation with the limits."""
+        self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        readings = self._monitor.readings if self._monitor else []
+        evaluations = self._evaluation.evaluations if self._evaluation else []
+        read = bool(readings) and readings[-1].step == step
+        evaluated = bool(evaluations) and evaluations[-1].step == step
+        if self.tripped or not (read or evaluated or self.saturated):
+            return
+        passed: list[str] = []
+        if read:
+            passed += _passed("shift", readings[-1].shift, self.shift)
+        if evaluated:
+            latest = {one.trait: one.expression.mean for one in evaluations if one.step == step}
+            passed += _passed("expression", latest, self.expression)
+        if self.saturated:
+            passed += [
+                f"{trait} cannot be held at its target by steering"
+                for trait in metrics.saturated_traits(trainer.callback_metrics)
+            ]
+        if not passed:
+            if read or evaluated:
+                self._remember(trainer, pl_module)
+            return
+        self.tripped = "; ".join(passed)
+        done = "" if self.action == "warn" else "; training stops"
+        if self.action == "roll_back":
+            self._roll_back(pl_module)
+            done = f"; rolled back to the weights after {self._good_step} optimizer steps, and training stops"
+        if self.action != "warn":
+            trainer.should_stop = True
+        text = f"after {step} optimizer steps: {self.tripped}{done}"
+        rank_zero_warn(f"DriftGuard: {text}")
+        metrics.log(trainer, {metrics.GUARD_TRIPPED: 1.0})
+        metrics.alert(trainer, "A trait has moved too far", text)
+
+    def _remember(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.action != "roll_back":
+            return
+        self._good_step = trainer.global_step
+        trained = {name: weight.detach() for name, weight in pl_module.named_parameters() if weight.requires_grad}
+        if self._good.keys() != trained.keys():
+            self._good = {name: weight.clone() for name, weight in trained.items()}
+        for name, weight in trained.items():
+            self._good[name].copy_(weight)
+
+    def _roll_back(self, pl_module: LightningModule) -> None:
+        self.rolled_back_to = self._good_step
+        with torch.no_grad():
+            for name, weight in pl_module.named_parameters():
+                if name in self._good:
+                    weight.copy_(self._good[name])
+
+
+def _passed(what: str, values: Mapping[str, float], limit: float | Mapping[str, float] | None) -> Sequence[str]:
+    """The values that are above their limit, in words; NaN is not."""
+    if limit is None:
+        return []
+    limits = limit if isinstance(limit, Mapping) else dict.fromkeys(values, limit)
+    return [
+        f"{what} of {trait} is {values[trait]:.2f}, above {highest:g}"
+        for trait, highest in limits.items()
+        if trait in values and values[trait] > highest
+    ]

@@ -1,0 +1,118 @@
+"""The callback that penalises shift in the loss: a comparison for preventative steering."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from persona_callbacks import metrics, residual
+from persona_callbacks.callbacks.training_data import response_tokens
+from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
+
+
+class ProjectionRegularisation(Callback):
+    """Add a penalty to the training loss on how far the model has moved along the persona vectors on the training batch
+    itself (Chen et al. 2025, J.5, where it is found to be bypassed: the trait is written elsewhere).
+
+    The penalty is ``weight`` · the mean over responses, traits and layers of ((projection - the base model's) / norm of
+    the direction)², each projection averaged over the response's tokens. The base model (the adapter disabled) is run
+    on each batch as well. Batches must be mappings with ``input_ids``, ``attention_mask`` and ``labels``.
+    ``steering/penalty`` is logged.
+
+    Args:
+        vectors: one persona vector per trait, all of the model that is trained.
+        weight: of the penalty, in units of the loss.
+        layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
+    """
+
+    def __init__(self, vectors: Sequence[PersonaVector], weight: float = 1.0, layers: Layers = "all") -> None:
+        """Check the arguments.
+
+        Raises:
+            InputError: vectors that do not go together, or an unknown layer.
+            MisconfigurationException: a weight below 0.
+        """
+        self.vectors = check_vectors(vectors)
+        if weight < 0:
+            raise MisconfigurationException(f"ProjectionRegularisation: weight must be 0 or more, found {weight}")
+        self.weight = weight
+        self._chosen = steering_layers(self.vectors, layers)
+        self._reader: residual.BatchReader | None = None
+        self._module: LightningModule | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that every vector fits, attach to the model, and add the penalty to what the training step returns."""
+        self._model = residual.find_language_model(pl_module)
+        shape = residual.dimensions(self._model)
+        for vector in self.vectors:
+            vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
+        self._layers = sorted({layer for places in self._chosen.values() for layer in places})
+        # [layers, traits, hidden_size], in units of the directions' norms; 0 where a trait is not penalised.
+        units = torch.zeros(len(self._layers), len(self.vectors), shape.hidden_size)
+        for row, layer in enumerate(self._layers):
+            for column, vector in enumerate(self.vectors):
+                if layer in self._chosen[vector.trait]:
+                    units[row, column] = vector.unit_direction(layer) / vector.direction(layer).norm()
+        self._units = units.to(residual.device_of(self._model))
+        self._count = sum(map(len, self._chosen.values()))
+        self._reader = residual.BatchReader(self._model, self._layers, each_row=True)
+        self._module = pl_module
+        pl_module.training_step = self._penalised(pl_module.training_step)  # type: ignore[method-assign]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the penalty."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
+        if trainer.global_step % every == 0:
+            metrics.log(trainer, {metrics.PENALTY: float(self._last)})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach from model and module."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Detach from model and module."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._reader is not None:
+            self._reader.remove()
+        if self._module is not None:
+            self._module.__dict__.pop("training_step", None)  # the class's own shows again
+        self._reader = self._module = None
+
+    def _penalised(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(training_step)
+        def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            assert self._reader is not None
+            marked = response_tokens(batch)
+            if marked is None or not {"input_ids", "attention_mask"} <= batch.keys():
+                raise MisconfigurationException(
+                    "ProjectionRegularisation: expected batches that are mappings with 'input_ids', 'attention_mask'"
+                    " and 'labels'"
+                )
+            weights = (marked / marked.sum(dim=1, keepdim=True).clamp_min(1)).float()
+            with residual.base_model(self._model), residual.probing(self._model):
+                before = residual.read(
+                    self._model, batch["input_ids"], batch["attention_mask"], weights[None], self._layers
+                )[:, 0]
+            self._reader.start(marked)
+            outputs = training_step(batch, *args, **kwargs)
+            now = self._reader.take()
+            if now is None:
+                raise MisconfigurationException(
+                    "ProjectionRegularisation: the training step did not run the model's own blocks on the batch"
+                )
+            moved = torch.einsum("blh,lth->blt", now - before, self._units)
+            penalty: Tensor = self.weight * moved.square().sum() / (len(marked) * self._count)
+            self._last = penalty.detach()
+            if isinstance(outputs, Mapping):
+                return {**outputs, "loss": outputs["loss"] + penalty}
+            return outputs + penalty
+
+        return step
