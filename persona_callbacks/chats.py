@@ -111,6 +111,17 @@ def _messages(line: str, source: str) -> tuple[Message, ...]:
     return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 
+def instructed(chats: Sequence[Chat], instructions: Sequence[str]) -> list[Chat]:
+    """The chats with an instruction, one after the other in turn, in the system message, before what is there."""
+    found = []
+    for index, chat in enumerate(chats):
+        instruction, messages = instructions[index % len(instructions)], chat.messages
+        if messages[0]["role"] == "system":
+            instruction, messages = f"{instruction}\n\n{messages[0]['content']}", messages[1:]
+        found.append(Chat(({"role": "system", "content": instruction}, *messages), chat.source))
+    return found
+
+
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, prompt: bool = False) -> str:
     """The text of ``messages`` under the tokenizer's chat template, with the marker of an assistant turn to come if
     ``prompt``. Where the template knows no system role, the system message opens the first user turn.

@@ -70,11 +70,11 @@ class Adaptive:
 
         proportional · (e - e of the reading before) + integral · e,
 
-    at most by ``slew``, within 0 and its start + ``reach``. In this velocity form the bounds are all there is to
+    where e counts from ``tolerance`` on; at most by ``slew``, within 0 and its start + ``reach``. In this velocity form the bounds are all there is to
     anti-windup: nothing is summed up but α itself. α is never negative: a model that shows less of a trait than the
     target is left alone, since steering away from a trait would teach it to the weights. Readings come after every step
-    at first; while the error changes by less than ``steady`` the interval doubles, up to the monitor's
-    ``every_n_steps``.
+    until the error is within ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's
+    ``every_n_steps``, as long as the error hardly changes.
 
     All of these are in units of the direction's norm, so that one setting serves every trait, layer and model.
     Correlated traits are trimmed together: what is asked of each projection is solved for the coefficients.
@@ -89,8 +89,8 @@ class Adaptive:
         integral: share of the error that is answered at each reading.
         slew: the largest change of α at a reading.
         reach: how far α may rise above where it started.
-        tolerance: an error beyond this while α is at its upper bound is reported as a target that cannot be held.
-        steady: a change of the error below this between readings lets readings become rarer.
+        tolerance: an error within this counts as held; one beyond it while α is at its upper bound is reported as a
+            target that cannot be held.
     """
 
     feed_forward: FeedForward = "likelihood"
@@ -98,12 +98,11 @@ class Adaptive:
     max_new_tokens: int = 64
     feedback: bool = True
     target: float | Mapping[str, float] = 0.0
-    proportional: float = 0.5
-    integral: float = 0.2
-    slew: float = 0.2
+    proportional: float = 0.3
+    integral: float = 0.03
+    slew: float = 0.1
     reach: float = 0.5
-    tolerance: float = 0.1
-    steady: float = 0.1
+    tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         if self.feed_forward not in get_args(FeedForward):
@@ -111,7 +110,7 @@ class Adaptive:
                 f"adaptive steering: unknown feed_forward {self.feed_forward!r}; expected one of"
                 f" {', '.join(get_args(FeedForward))}"
             )
-        for name in ("proportional", "integral", "reach", "tolerance", "steady"):
+        for name in ("proportional", "integral", "reach", "tolerance"):
             if getattr(self, name) < 0:
                 raise InputError(f"adaptive steering: {name} is {getattr(self, name)}; expected 0 or more")
         for name in ("samples", "max_new_tokens", "slew"):
@@ -160,12 +159,15 @@ class Controller:
         error = (torch.tensor(shift, dtype=torch.float64) - self._targets) / self._norms
         previous = error if self._previous is None else torch.tensor(self._previous, dtype=torch.float64)
         change = error - previous
-        wanted = solve(self._pushes, law.proportional * change + law.integral * error)
+        answered = error - error.clamp(-law.tolerance, law.tolerance)
+        wanted = solve(self._pushes, law.proportional * change + law.integral * answered)
         moved = torch.tensor(self.coefficients, dtype=torch.float64) + wanted.clamp(-law.slew, law.slew)
         highest = torch.tensor(self._start, dtype=torch.float64) + law.reach
         self.coefficients = moved.clamp_min(0).minimum(highest).tolist()
         self.saturated = ((moved > highest) & (error > law.tolerance)).tolist()
-        is_steady = self._previous is not None and bool((change.abs() < law.steady).all())
+        # Nothing is gained by looking often when the target is held, or when α cannot do more.
+        settled = (error.abs() <= law.tolerance) | (moved > highest) | (moved < 0)
+        is_steady = self._previous is not None and bool((settled & (change.abs() <= law.tolerance)).all())
         self.interval = min(longest, self.interval * 2 if is_steady else 1)
         self._previous = error.tolist()
 

@@ -144,7 +144,7 @@ def test_validation_inside_the_epoch_and_probes_are_not_steered(tokenizer, tmp_p
     module.during = look
     # The steering callback comes first, so the monitor's probes run while a careless bracket would still be open.
     monitor = PersonaMonitor([vector], every_n_steps=1)
-    fit(module, [PreventativeSteering([vector]), monitor], tmp_path, num_sanity_val_steps=0, val_check_interval=2)
+    fit(module, [PreventativeSteering([vector], 1.0), monitor], tmp_path, num_sanity_val_steps=0, val_check_interval=2)
     assert seen[0] == ("train", False)
     assert {stage for stage, _ in seen[1:]} == {"validate"}
     assert all(unsteered for _, unsteered in seen[1:])
@@ -156,7 +156,7 @@ def test_no_hook_is_left_after_an_exception(error, monitor_first, tokenizer, tmp
     module = ForeignModule(tiny_model(peft=True), tokenizer)
     before, hooks = _stream(module.lm, next(iter(batches(1))), 4), all_hooks(module)
     module.fail_at, module.error = 0, error  # before the first optimizer step: the weights are as they were
-    callbacks = [PersonaMonitor([make_vector()]), PreventativeSteering([make_vector()])]
+    callbacks = [PersonaMonitor([make_vector()]), PreventativeSteering([make_vector()], 1.0)]
     with pytest.raises((RuntimeError, SystemExit)):
         fit(module, callbacks if monitor_first else callbacks[::-1], tmp_path)
     assert all_hooks(module) == hooks
@@ -169,7 +169,7 @@ def test_training_step_that_bypasses_the_blocks_is_an_error(tokenizer, tmp_path)
             return self.lm.get_input_embeddings()(batch["input_ids"]).square().mean()
 
     with pytest.raises(MisconfigurationException, match=r"not steered at layers \[1, 2, 3, 4\]"):
-        fit(Bypass(tiny_model(), tokenizer), [PreventativeSteering([make_vector()])], tmp_path)
+        fit(Bypass(tiny_model(), tokenizer), [PreventativeSteering([make_vector()], 1.0)], tmp_path)
 
 
 def test_incremental_directions_sum_to_the_raw_direction():
@@ -274,7 +274,7 @@ def test_resumed_run_equals_the_uninterrupted(tokenizer, tmp_path):
 
 def test_vector_of_another_model_is_refused_before_training(tokenizer, tmp_path):
     for vector, what in ((make_vector(width=48), "hidden size is 48"), (make_vector(layers=6), "depth")):
-        for callback in (PersonaMonitor([vector]), PreventativeSteering([vector])):
+        for callback in (PersonaMonitor([vector]), PreventativeSteering([vector], 1.0)):
             module = ForeignModule(tiny_model(), tokenizer)
             hooks = all_hooks(module)
             with pytest.raises(InputError, match=what):

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
-from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
+from persona_callbacks import Adaptive, InputError, PersonaMonitor, PreventativeSteering, Schedule
 from persona_callbacks.chats import Chat, encode_chat, pad
 from persona_callbacks.fine_tuning import ChatData, LoraFineTuning
 
@@ -55,6 +55,25 @@ def test_resumed_in_mid_epoch_equals_the_uninterrupted_bitwise(stop_at, tokenize
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert monitor.readings == resumed_monitor.readings
     assert whole.last_epoch_loss == resumed.last_epoch_loss
+
+
+@pytest.mark.parametrize("steer", [Adaptive(samples=6, tolerance=0.0), Schedule(0.7, warmup=0.3, decay="cosine")])
+def test_steering_resumed_at_any_step_equals_the_uninterrupted_bitwise(steer, tokenizer, tmp_path):
+    whole, monitor = run(tokenizer, tmp_path / "whole", steer=steer)
+    expected = weights(whole)
+    moved = set()
+    for step in range(1, 24):
+        checkpoint = tmp_path / "whole" / f"at-step={step}.ckpt"
+        resumed, resumed_monitor = run(tokenizer, tmp_path / "rest", steer=steer, resume=checkpoint)
+        found = weights(resumed)
+        assert all(torch.equal(expected[name], found[name]) for name in expected), step
+        assert monitor.readings == resumed_monitor.readings, step
+        states = [next(c for c in m.trainer.callbacks if isinstance(c, PreventativeSteering)).state_dict()
+                  for m in (whole, resumed)]  # fmt: skip
+        assert states[0] == states[1], step
+        saved = torch.load(checkpoint, weights_only=True)["callbacks"]["PreventativeSteering"]
+        moved.add(saved["coefficients"]["evil"])
+    assert len(moved) > 3, "the coefficient never moved"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2 ties its head to its embeddings

@@ -33,9 +33,9 @@ from persona_callbacks.apps.start import (
     mistakes_in_one_line,
     quiet_libraries,
 )
-from persona_callbacks.callbacks import PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.callbacks.evaluation import COLUMNS
-from persona_callbacks.chats import Chat, find_chat_file, read_chats
+from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import whole
@@ -84,7 +84,11 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     chats = read_chats(cfg.data.path)[: cfg.data.max_samples]
     instantiate(cfg.lora)
     from_files = [PersonaVector.load(path) for path in cfg.vectors]
-    _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
+    steered_traits = _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
+    if cfg.steering.prompting and not {trait.name for trait in traits}.issuperset(steered_traits):
+        raise InputError(
+            f"steering=prompting: it needs the instructions of {', '.join(steered_traits)}; choose them by trait=[...]"
+        )
     judges = chosen_judges(cfg.evaluation.judge, traits)
     if cfg.evaluation.callback is not None and traits and not judges and not extraction.judge_pairs:
         raise InputError(
@@ -102,6 +106,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     judge = asdict(Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0))
     stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, judge=judge) for t in traits]
     _callbacks(cfg, [*from_files, *stand_ins], steer=True)
+    _guard(cfg)
     _evaluation(cfg, traits, stand_ins, judges)
     ChatData(chats, loaded.tokenizer, max_length=cfg.data.max_length)
 
@@ -119,7 +124,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     base_answers = _answer(loaded.model, loaded.tokenizer, study)
     del loaded
 
-    steered = cfg.steering.callback is not None
+    steered = _is_steered(cfg)
     runs = [("unsteered", False)] if cfg.compare_with_unsteered or not steered else []
     runs += [("steered", True)] if steered else []
     results = [_fine_tune(study, name, steer=steer) for name, steer in runs]
@@ -150,7 +155,8 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     loaded = load_model(study.source, study.console)
     lora: LoraConfig = instantiate(cfg.lora)
     module = LoraFineTuning(loaded.model, lora, cfg.learning_rate, cfg.warmup_steps)
-    data = ChatData(study.chats, loaded.tokenizer, cfg.data.batch_size, cfg.data.max_length, cfg.seed)
+    chats = _prompted(study) if steer and cfg.steering.prompting else study.chats
+    data = ChatData(chats, loaded.tokenizer, cfg.data.batch_size, cfg.data.max_length, cfg.seed)
     monitor, steering = _callbacks(cfg, study.vectors, steer=steer)
     saver = ModelCheckpoint(
         folder,
@@ -162,8 +168,8 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     evaluation = _evaluation(cfg, study.traits, study.vectors, chosen_judges(cfg.evaluation.judge, study.traits))
     if evaluation is not None:
         callbacks.append(evaluation)
-    if steering is not None:
-        callbacks.append(steering)
+    guard = _guard(cfg)
+    callbacks += [callback for callback in (steering, guard) if callback is not None]
     try:
         loggers = _loggers(cfg, study, name, folder)
         for logger in loggers:
@@ -177,7 +183,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
                 module.save_adapter(str(scratch))
         answers = _answer(module.model.to(chosen_device(cfg.trainer.accelerator)), loaded.tokenizer, study)
         metrics.log_table(trainer, "answers", ["question", "answer"], [*zip(study.questions, answers, strict=True)])
-        coefficients = dict(steering.coefficients) if steering is not None else {}
+        coefficients = dict(steering.coefficients) if isinstance(steering, PreventativeSteering) else {}
         readings = tuple(monitor.readings)
         evaluations = tuple(evaluation.evaluations) if evaluation is not None else ()
         if evaluation is not None:
@@ -230,14 +236,37 @@ def _steered(cfg: DictConfig, traits: Sequence[str]) -> list[str]:
 
 def _callbacks(
     cfg: DictConfig, vectors: Sequence[PersonaVector], *, steer: bool
-) -> tuple[PersonaMonitor, PreventativeSteering | None]:
-    """The monitor of all traits, and the steering of those to steer."""
+) -> tuple[PersonaMonitor, Callback | None]:
+    """The monitor of all traits, and the steering, or what is compared with it, of those to steer."""
     monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True, _convert_="all")(vectors=vectors)
     if not steer or cfg.steering.callback is None:
         return monitor, None
     traits = _steered(cfg, [vector.trait for vector in vectors])
     chosen = [vector for vector in vectors if vector.trait in traits]
     return monitor, instantiate(cfg.steering.callback, _partial_=True, _convert_="all")(vectors=chosen)
+
+
+def _is_steered(cfg: DictConfig) -> bool:
+    return cfg.steering.callback is not None or bool(cfg.steering.prompting)
+
+
+def _prompted(study: _Study) -> list[Chat]:
+    """The chats under instructions to show the traits that are steered (preventative prompting; Chen et al. 2025,
+    J.7.2).
+    """
+    names = _steered(study.cfg, [vector.trait for vector in study.vectors])
+    chosen = [trait for trait in study.traits if trait.name in names]
+    count = max(len(trait.instructions) for trait in chosen)
+    lines = [
+        " ".join(trait.instructions[row % len(trait.instructions)].trait for trait in chosen) for row in range(count)
+    ]
+    return instructed(study.chats, lines)
+
+
+def _guard(cfg: DictConfig) -> DriftGuard | None:
+    """The limits, if there are any."""
+    guard: DriftGuard | None = instantiate(cfg.guard.callback, _convert_="all")
+    return guard
 
 
 def _evaluation(
