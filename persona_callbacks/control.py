@@ -66,15 +66,17 @@ class Adaptive:
       along most vectors whatever it says, so that this starts too high on data with little of the trait in it;
     - ``none``: 0, which leaves all to the feedback.
 
-    *Feedback*: at each reading, with the error e = (shift - target) / norm of the direction, α changes by
+    *Feedback*: at each reading, with the error e = (shift - target) / norm of the direction, beyond ``tolerance``, α
+    moves by at most ``slew`` towards
 
-        proportional · (e - e of the reading before) + integral · e,
+        start + proportional · e + the sum over readings of integral · e,
 
-    where e counts from ``tolerance`` on; at most by ``slew``, within 0 and its start + ``reach``. In this velocity form the bounds are all there is to
-    anti-windup: nothing is summed up but α itself. α is never negative: a model that shows less of a trait than the
-    target is left alone, since steering away from a trait would teach it to the weights. Readings come after every step
-    until the error is within ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's
-    ``every_n_steps``, as long as the error hardly changes.
+    and stays within 0 and its start + ``reach``. The first term answers what may pass: the shift often peaks early and
+    falls back. The second answers what stays; against wind-up, it is not summed further while α is at a bound that it
+    pushes against. α is never negative: a model that shows less of a trait than the target is left alone, since
+    steering away from a trait would teach it to the weights. Readings come after every step until the error is within
+    ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's ``every_n_steps``, as long as the
+    error hardly changes.
 
     All of these are in units of the direction's norm, so that one setting serves every trait, layer and model.
     Correlated traits are trimmed together: what is asked of each projection is solved for the coefficients.
@@ -85,8 +87,8 @@ class Adaptive:
         max_new_tokens: of the base model's own responses, which the projection difference needs.
         feedback: whether to trim; if not, the feed-forward value stays.
         target: the shift to hold, in activation units; one for all traits or one per trait. 0 is the base model's.
-        proportional: share of a change of the error that is answered at once.
-        integral: share of the error that is answered at each reading.
+        proportional: share of the error that is answered as long as it lasts.
+        integral: share of the error that is answered, and kept, at each reading.
         slew: the largest change of α at a reading.
         reach: how far α may rise above where it started.
         tolerance: an error within this counts as held; one beyond it while α is at its upper bound is reported as a
@@ -99,7 +101,7 @@ class Adaptive:
     feedback: bool = True
     target: float | Mapping[str, float] = 0.0
     proportional: float = 0.3
-    integral: float = 0.03
+    integral: float = 0.05
     slew: float = 0.1
     reach: float = 0.5
     tolerance: float = 0.05
@@ -143,7 +145,8 @@ class Controller:
         self._targets = torch.tensor(targets, dtype=torch.float64)
         self._norms = pushes.diagonal()
         self._pushes = pushes / self._norms[:, None]
-        self._previous: list[float] | None = None
+        self._sum = [0.0] * len(self._start)
+        self._previous = [0.0] * len(self._start)
         self.coefficients = list(start)
         self.interval = 1
         self.saturated = [False] * len(self._start)
@@ -156,18 +159,24 @@ class Controller:
             longest: optimizer steps between readings when all is steady.
         """
         law = self._law
+        start, before, kept, previous = (
+            torch.tensor(values, dtype=torch.float64)
+            for values in (self._start, self.coefficients, self._sum, self._previous)
+        )
         error = (torch.tensor(shift, dtype=torch.float64) - self._targets) / self._norms
-        previous = error if self._previous is None else torch.tensor(self._previous, dtype=torch.float64)
-        change = error - previous
-        answered = error - error.clamp(-law.tolerance, law.tolerance)
-        wanted = solve(self._pushes, law.proportional * change + law.integral * answered)
-        moved = torch.tensor(self.coefficients, dtype=torch.float64) + wanted.clamp(-law.slew, law.slew)
-        highest = torch.tensor(self._start, dtype=torch.float64) + law.reach
+        # Asked of the projections; solved for the coefficients.
+        asked = solve(self._pushes, error - error.clamp(-law.tolerance, law.tolerance))
+        highest = start + law.reach
+        wanted = start + law.proportional * asked + kept
+        at_highest, at_lowest = wanted >= highest, wanted <= 0
+        pushed = (at_highest & (asked > 0)) | (at_lowest & (asked < 0))
+        self._sum = torch.where(pushed, kept, kept + law.integral * asked).tolist()
+        moved = before + (wanted - before).clamp(-law.slew, law.slew)
         self.coefficients = moved.clamp_min(0).minimum(highest).tolist()
-        self.saturated = ((moved > highest) & (error > law.tolerance)).tolist()
+        self.saturated = ((moved >= highest) & (error > law.tolerance)).tolist()
         # Nothing is gained by looking often when the target is held, or when α cannot do more.
-        settled = (error.abs() <= law.tolerance) | (moved > highest) | (moved < 0)
-        is_steady = self._previous is not None and bool((settled & (change.abs() <= law.tolerance)).all())
+        settled = (error.abs() <= law.tolerance) | (moved >= highest) | (moved <= 0)
+        is_steady = bool((settled & ((error - previous).abs() <= law.tolerance)).all())
         self.interval = min(longest, self.interval * 2 if is_steady else 1)
         self._previous = error.tolist()
 
@@ -176,7 +185,8 @@ class Controller:
         return {
             "start": list(self._start),
             "coefficients": list(self.coefficients),
-            "previous": self._previous,
+            "sum": list(self._sum),
+            "previous": list(self._previous),
             "interval": self.interval,
             "saturated": list(self.saturated),
         }
@@ -185,6 +195,7 @@ class Controller:
         """Go on from there."""
         self._start = list(state["start"])
         self.coefficients = list(state["coefficients"])
-        self._previous = state["previous"]
+        self._sum = list(state["sum"])
+        self._previous = list(state["previous"])
         self.interval = int(state["interval"])
         self.saturated = list(state["saturated"])
