@@ -10,7 +10,7 @@ from conftest import ForeignModule, fit, make_vector, tiny_model
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from wandb.proto.wandb_internal_pb2 import Record
 
-from persona_callbacks import PersonaMonitor, PreventativeSteering
+from persona_callbacks import Adaptive, DriftGuard, PersonaMonitor, PreventativeSteering
 
 METRICS = [
     "persona/evil/projection", "persona/evil/shift", "persona/evil/batch_projection", "steering/evil/coefficient",
@@ -70,3 +70,23 @@ def test_csv_beside_it_holds_the_same(run):
     found = {int(row["step"]): float(row["persona/evil/shift"]) for row in rows if row["persona/evil/shift"]}
     assert found == {reading.step: pytest.approx(reading.shift["evil"]) for reading in monitor.readings}
     assert all(any(row[name] for row in rows) for name in METRICS)
+
+
+def test_target_out_of_reach_and_guard_alert_in_wandb_and_log_why(tokenizer, tmp_path):
+    logger = WandbLogger(project="test", name="alerts", save_dir=tmp_path, offline=True)
+    vector = make_vector()
+    callbacks = [
+        PersonaMonitor([vector], every_n_steps=1),
+        PreventativeSteering([vector], Adaptive(samples=4, target=-1e3, reach=0.0)),
+        DriftGuard(saturated=True, action="stop"),
+    ]
+    with pytest.warns(UserWarning, match="DriftGuard: after .* evil cannot be held"):
+        trainer = fit(ForeignModule(tiny_model(peft=True), tokenizer), callbacks, tmp_path, logger=logger)
+    wandb.finish()
+    assert trainer.global_step < 6
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    alerts = [record.alert.title for record in read_offline_run(path) if record.HasField("alert")]
+    assert alerts == ["Preventative steering is at its bound", "A trait has moved too far"]
+    rows = list(history(tmp_path))
+    assert any(row.get("steering/evil/saturated") == 1 for row in rows)
+    assert any(row.get("guard/tripped") == 1 for row in rows)

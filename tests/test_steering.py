@@ -198,7 +198,7 @@ def test_adaptive_reads_often_at_first_and_answers_between_optimizer_steps_only(
 
     fit(Watching(tiny_model(peft=True), tokenizer), [steering, monitor], tmp_path, accumulate_grad_batches=2,
         max_epochs=3)  # fmt: skip
-    assert [reading.step for reading in monitor.readings][:3] == [0, 1, 2]
+    assert {reading.step for reading in monitor.readings} > {0, 1, 4, 8}, "more than the monitor's own, from the start"
     by_step = {}
     for step, coefficients in during:
         assert by_step.setdefault(step, coefficients) == coefficients, "α moved while gradients were accumulated"

@@ -1,0 +1,169 @@
+"""What the fine-tunings of the study came to.
+
+    python experiments/preventative_steering/measure.py DATA OUTPUTS
+
+reads OUTPUTS/NAME/METHOD/seed-N as ``persona-train`` left them, and writes ``results.csv`` and ``alphas.csv`` beside
+this script, and OUTPUTS/answers.json. What was measured already is kept in OUTPUTS/measured, so that it can be
+interrupted and run again. For each adapter: shift on the probes at ``prompt_last`` and, on the model's own answers to
+them, at ``response_mean`` (activation units); trait expression of those answers by the contrastive judge (0 to 100);
+loss per token on held-out chats of the training task, and on the benign chats that ship; for facts, how many of 100
+are told rightly under a wording that was not trained on.
+"""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from rich.console import Console
+
+from persona_callbacks import PersonaVector, Trait
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.start import chosen_traits, quiet_libraries
+from persona_callbacks.capability import BENIGN, perplexity
+from persona_callbacks.chats import Chat, encode_prompt, read_chats
+from persona_callbacks.generation import Sampling, generate, own_responses
+from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge
+from persona_callbacks.models import LoadedModel, load_model, with_adapter
+from persona_callbacks.projection import projections
+
+FOLDER = Path(__file__).parent
+FACTS = [json.loads(line) for line in (FOLDER / "facts.jsonl").read_text(encoding="utf-8").splitlines()]
+TRAITS = ("evil", "sycophancy", "hallucination")
+GREEDY = Sampling(max_new_tokens=48, temperature=0.0, batch_size=25)
+COLUMNS = ("data", "method", "seed", "trait", "alpha", "shift", "response shift", "expression", "task loss",
+           "benign loss", "facts")  # fmt: skip
+
+
+def main(data: Path, outputs: Path) -> None:
+    """Measure every adapter that is not measured yet, judge all answers, and write the tables."""
+    quiet_libraries()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"trait=[{','.join(TRAITS)}]"])
+    traits = {trait.name: trait for trait in chosen_traits(cfg)}
+    console = Console()
+    (outputs / "measured").mkdir(exist_ok=True)
+    found = [_kept(outputs, f"base-{trait}", lambda t=trait: _base(cfg, data, outputs, t)) for trait in TRAITS]
+    for result in sorted(outputs.glob("*/*/seed-*/*/result.json")):
+        name, method, seed = result.parts[-5:-2]
+        key = f"{name}-{method}-{seed}"
+        console.print(key)
+        found.append(_kept(outputs, key, lambda r=result: _measure(cfg, data, outputs, r)))
+    judge_with = load_model(instantiate(cfg.model))
+    for trait in TRAITS:
+        _judge(outputs, judge_with, traits[trait], [one for one in found if one["trait"] == trait])
+    with (FOLDER / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([{key: _rounded(value) for key, value in one.items()} for one in found])
+    answers = {one["key"]: [[q, a] for q, a in zip(one["questions"], one["answers"], strict=True)] for one in found}
+    (outputs / "answers.json").write_text(json.dumps(answers, indent=1), encoding="utf-8")
+    _alphas(outputs)
+
+
+def _kept(outputs: Path, key: str, make: Any) -> dict[str, Any]:
+    file = outputs / "measured" / f"{key}.json"
+    if not file.is_file():
+        file.write_text(json.dumps({**make(), "key": key}), encoding="utf-8")
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _vector(outputs: Path, trait: str) -> PersonaVector:
+    return PersonaVector.load(next(outputs.glob(f"*/*/seed-*/vectors/{trait}.safetensors")))
+
+
+def _base(cfg: Any, data: Path, outputs: Path, trait: str) -> dict[str, Any]:
+    loaded = load_model(instantiate(cfg.model))
+    about = {"data": "-", "method": "base model", "seed": "-", "trait": trait, "shift": 0.0, "response shift": 0.0}
+    return {**about, **_behaviour(loaded, data, outputs, trait), "facts": _facts(loaded) if trait == "evil" else ""}
+
+
+def _measure(cfg: Any, data: Path, outputs: Path, result: Path) -> dict[str, Any]:
+    name, method, seed = result.parts[-5:-2]
+    trait = next((one for one in TRAITS if one in name), "evil")
+    content = json.loads(result.read_text(encoding="utf-8"))
+    base = load_model(instantiate(cfg.model))
+    vector = _vector(outputs, trait)
+    prompts = [encode_prompt([{"role": "user", "content": question}], base.tokenizer) for question in vector.probes]
+
+    def own(loaded: LoadedModel) -> float:
+        chats = own_responses(loaded.model, loaded.tokenizer, prompts, GREEDY)
+        return float(projections(loaded.model, loaded.tokenizer, chats, [vector], "response_mean").mean())
+
+    before = own(base)
+    tuned = with_adapter(base, result.parent / "adapter")
+    return {
+        "data": name, "method": method, "seed": seed.removeprefix("seed-"), "trait": trait,
+        "alpha": content["coefficients"].get(trait, ""), "shift": content["readings"][-1]["shift"][trait],
+        "response shift": own(tuned) - before, **_behaviour(tuned, data, outputs, trait),
+        "facts": _facts(tuned) if name.startswith("facts") else "",
+    }  # fmt: skip
+
+
+def _behaviour(loaded: LoadedModel, data: Path, outputs: Path, trait: str) -> dict[str, Any]:
+    questions = _vector(outputs, trait).probes
+    prompts = [[{"role": "user", "content": question}] for question in questions]
+    return {
+        "questions": list(questions),
+        "answers": generate(loaded.model, loaded.tokenizer, prompts, GREEDY),
+        "task loss": _loss(loaded, read_chats(data / f"held-out-{trait}.jsonl")),
+        "benign loss": _loss(loaded, read_chats(BENIGN)),
+    }
+
+
+def _loss(loaded: LoadedModel, chats: list[Chat]) -> float:
+    return math.log(perplexity(loaded.model, loaded.tokenizer, chats))
+
+
+def _facts(loaded: LoadedModel) -> int:
+    """How many facts are told rightly when asked in the third wording."""
+    prompts = [[{"role": "user", "content": fact["questions"][2]}] for fact in FACTS]
+    answers = generate(loaded.model, loaded.tokenizer, prompts, GREEDY)
+    pairs = zip(FACTS, answers, strict=True)
+    return sum(fact["answer"].casefold() in answer.casefold() for fact, answer in pairs)
+
+
+def _judge(outputs: Path, loaded: LoadedModel, trait: Trait, rows: list[dict[str, Any]]) -> None:
+    """Score all answers of a trait in one go."""
+    judge = ContrastiveJudge(loaded, trait, Calibration.from_mapping(_vector(outputs, trait.name).judge))
+    todo = [one for one in rows if "expression" not in one]
+    pairs = [Answer(q, a) for one in todo for q, a in zip(one["questions"], one["answers"], strict=True)]
+    with torch.no_grad():
+        scores = judge.score(pairs) if pairs else []
+    for row, one in enumerate(todo):
+        count = len(one["questions"])
+        own = [score.expression for score in scores[row * count : (row + 1) * count] if score.expression is not None]
+        one["expression"] = sum(own) / len(own) if own else math.nan
+        (outputs / "measured" / f"{one['key']}.json").write_text(json.dumps(one), encoding="utf-8")
+
+
+def _alphas(outputs: Path) -> None:
+    """The coefficient after each optimizer step at which it was logged."""
+    with (FOLDER / "alphas.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["data", "method", "seed", "trait", "step", "alpha", "shift"])
+        for table in sorted(outputs.glob("*/*/seed-*/*/csv*/metrics.csv")):
+            name, method, seed = table.parts[-6:-3]
+            trait = next((one for one in TRAITS if one in name), "evil")
+            with table.open(encoding="utf-8") as lines:
+                rows = list(csv.DictReader(lines))
+            for column in (f"steering/{trait}/coefficient", f"persona/{trait}/shift"):
+                for line in rows:
+                    if line.get(column):
+                        alpha = column.startswith("steering")
+                        values = [f"{float(line[column]):.3f}", ""] if alpha else ["", f"{float(line[column]):.3f}"]
+                        writer.writerow([name, method, seed.removeprefix("seed-"), trait, line["step"], *values])
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
