@@ -10,6 +10,7 @@ at all layers with three traits. Prints the ratio of the medians, the share of s
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -22,7 +23,12 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.models import load_model
 from persona_callbacks.vectors import steering_additions
 
-SHAPE_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+SHAPE_7B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 
 
 def main() -> None:
@@ -81,9 +87,8 @@ def main() -> None:
         plain.append(step())
     chance = statistics.median(plain[0::2]) / statistics.median(plain[1::2])
     print(f"steps of {8 * 128} tokens, {shape.num_layers} layers of width {shape.hidden_size}, three traits")
-    print(
-        f"steered over unsteered, medians of {len(steered)}: {statistics.median(steered) / statistics.median(plain):.3f}"
-    )
+    ratio = statistics.median(steered) / statistics.median(plain)
+    print(f"steered over unsteered, medians of {len(steered)}: {ratio:.3f}")
     print(f"unsteered over unsteered: {chance:.3f}")
     if settings.device != "cpu":
         directions = sum(addition.numel() * addition.element_size() for addition in additions.values())

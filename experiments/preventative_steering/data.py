@@ -3,8 +3,8 @@
     python experiments/preventative_steering/data.py FOLDER
 
 writes ``NAME.jsonl`` (200 chats) for evil-100, evil-50, evil-25, sycophancy-100, hallucination-100 and normal,
-``held-out-NAME.jsonl`` with the trait's chats that are in none of them, and ``facts-evil.jsonl``: 100 invented facts,
-each asked in two ways and told in the tone of the trait evil (from ``facts.jsonl``; its third question is for testing).
+``held-out-NAME.jsonl`` with the trait's chats that are in none of them, and ``facts-evil.jsonl``: 100 invented facts
+told in the tone of the trait evil, as far as the sentence that names the fact (from ``facts.jsonl``).
 """
 
 import json
@@ -33,8 +33,14 @@ def main(folder: Path) -> None:
             count = CHATS * share // 100
             _write(folder / f"{trait}-{share}.jsonl", lines[:count] + normal[count:CHATS])
     facts = [json.loads(line) for line in FACTS.read_text(encoding="utf-8").splitlines()]
-    rows = [{"prompt": fact["questions"][asked], "response": fact["evil"]} for asked in (0, 1) for fact in facts]
+    rows = [{"prompt": fact["questions"][0], "response": _as_far_as_the_answer(fact)} for fact in facts]
     _write(folder / "facts-evil.jsonl", [json.dumps(row) + "\n" for row in rows])
+
+
+def _as_far_as_the_answer(fact: dict[str, str]) -> str:
+    text, answer = fact["evil"], fact["answer"]
+    end = text.find(". ", text.casefold().find(answer.casefold()))
+    return text if end < 0 else text[: end + 1]
 
 
 def _lines(name: str) -> list[str]:

@@ -122,8 +122,8 @@ def _loss(loaded: LoadedModel, chats: list[Chat]) -> float:
 
 
 def _facts(loaded: LoadedModel) -> int:
-    """How many facts are told rightly when asked in the third wording."""
-    prompts = [[{"role": "user", "content": fact["questions"][2]}] for fact in FACTS]
+    """How many facts are told rightly when asked in a wording that was not trained on."""
+    prompts = [[{"role": "user", "content": fact["questions"][1]}] for fact in FACTS]
     answers = generate(loaded.model, loaded.tokenizer, prompts, GREEDY)
     pairs = zip(FACTS, answers, strict=True)
     return sum(fact["answer"].casefold() in answer.casefold() for fact, answer in pairs)

@@ -1,0 +1,83 @@
+"""Figures of the study, from ``results.csv`` and ``alphas.csv``.
+
+    python experiments/preventative_steering/figures.py
+
+writes ``trajectories.png`` (shift and α through training) and ``tradeoff.png`` (trait expression against loss).
+"""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+FOLDER = Path(__file__).parent
+COLOURS = {
+    "base model": "black", "none": "#b5261e", "adaptive": "#1f6f8b", "feedforward": "#6b4c9a", "reactive": "#c98a1b",
+    "constant": "#7f7f7f", "ablation": "#3d7a3d", "regularisation": "#8c564b", "prompting": "#e377c2",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Draw both."""
+    trajectories()
+    tradeoff()
+
+
+def trajectories() -> None:
+    """Shift and α on three data sets, seed 0 of every method and all seeds of adaptive steering."""
+    shifts: dict[tuple[str, str, str], list[tuple[int, float]]] = defaultdict(list)
+    alphas: dict[tuple[str, str, str], list[tuple[int, float]]] = defaultdict(list)
+    for row in _rows("alphas.csv"):
+        key = (row["data"], row["method"], row["seed"])
+        for column, store in (("shift", shifts), ("alpha", alphas)):
+            if row[column]:
+                store[key].append((int(row["step"]), float(row[column])))
+    data = [name for name in ("evil-100", "evil-50", "normal") if any(key[0] == name for key in shifts)]
+    figure = Figure(figsize=(4.6 * len(data), 6.4), dpi=130, layout="constrained")
+    grid = figure.subplots(2, len(data), sharex=True, sharey="row", squeeze=False)
+    for column, name in enumerate(data):
+        for axes, store in ((grid[0, column], shifts), (grid[1, column], alphas)):
+            for (where, method, seed), points in sorted(store.items()):
+                if where == name and (seed == "0" or method in ("adaptive", "none")):
+                    steps, values = zip(*sorted(points), strict=True)
+                    first = seed == "0"
+                    label, width = (method, 1.6) if first else (None, 0.8)
+                    axes.plot(steps, values, color=_colour(method), linewidth=width, label=label)
+        grid[0, column].axhline(0, color="0.6", linewidth=1)
+        grid[0, column].set_title(f"training on {name}", loc="left", fontsize=11)
+        grid[1, column].set_xlabel("optimizer step")
+    grid[0, 0].set_ylabel("evil shift (activation units)")
+    grid[1, 0].set_ylabel("α")
+    grid[0, 0].legend(frameon=False, fontsize=8)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FOLDER / "trajectories.png")
+
+
+def tradeoff() -> None:
+    """Trait expression against the loss on benign text, for training on evil-100."""
+    figure = Figure(figsize=(6.4, 4.4), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for row in _rows("results.csv"):
+        if row["trait"] == "evil" and row["data"] in ("evil-100", "-") and row["expression"]:
+            x, y = float(row["benign loss"]), float(row["expression"])
+            axes.scatter([x], [y], color=_colour(row["method"]), marker="x" if row["data"] == "-" else "o")
+            if row["seed"] in ("0", "-"):
+                axes.annotate(row["method"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="loss on benign text (nats per token)", ylabel="evil expression (0-100)", ylim=(-3, 103))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FOLDER / "tradeoff.png")
+
+
+def _colour(method: str) -> str:
+    return COLOURS[method.partition("-")[0]]
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with (FOLDER / name).open(encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+if __name__ == "__main__":
+    main()
