@@ -8,6 +8,7 @@ writes ``trajectories.png`` (shift and α through training) and ``tradeoff.png``
 import csv
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -35,7 +36,7 @@ def trajectories() -> None:
                 store[key].append((int(row["step"]), float(row[column])))
     data = [name for name in ("evil-100", "evil-50", "normal") if any(key[0] == name for key in shifts)]
     figure = Figure(figsize=(4.6 * len(data), 6.4), dpi=130, layout="constrained")
-    grid = figure.subplots(2, len(data), sharex=True, sharey="row", squeeze=False)
+    grid: Any = figure.subplots(2, len(data), sharex=True, sharey="row", squeeze=False)
     for column, name in enumerate(data):
         for axes, store in ((grid[0, column], shifts), (grid[1, column], alphas)):
             for (where, method, seed), points in sorted(store.items()):

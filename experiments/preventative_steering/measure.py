@@ -6,7 +6,7 @@ reads OUTPUTS/NAME/METHOD/seed-N as ``persona-train`` left them, and writes ``re
 this script, and OUTPUTS/answers.json. What was measured already is kept in OUTPUTS/measured, so that it can be
 interrupted and run again. For each adapter: shift on the probes at ``prompt_last`` and, on the model's own answers to
 them, at ``response_mean`` (activation units); trait expression of those answers by the contrastive judge (0 to 100);
-loss per token on held-out chats of the training task, and on the benign chats that ship; for facts, how many of 100
+loss per token on held-out chats of the training task, and on 50 of the benign chats that ship; for facts, how many of 100
 are told rightly under a wording that was not trained on.
 """
 
@@ -88,32 +88,30 @@ def _measure(cfg: Any, data: Path, outputs: Path, result: Path) -> dict[str, Any
     name, method, seed = result.parts[-5:-2]
     trait = next((one for one in TRAITS if one in name), "evil")
     content = json.loads(result.read_text(encoding="utf-8"))
-    base = load_model(instantiate(cfg.model))
-    vector = _vector(outputs, trait)
-    prompts = [encode_prompt([{"role": "user", "content": question}], base.tokenizer) for question in vector.probes]
-
-    def own(loaded: LoadedModel) -> float:
-        chats = own_responses(loaded.model, loaded.tokenizer, prompts, GREEDY)
-        return float(projections(loaded.model, loaded.tokenizer, chats, [vector], "response_mean").mean())
-
-    before = own(base)
-    tuned = with_adapter(base, result.parent / "adapter")
+    before = json.loads((outputs / "measured" / f"base-{trait}.json").read_text(encoding="utf-8"))
+    tuned = with_adapter(load_model(instantiate(cfg.model)), result.parent / "adapter")
+    behaviour = _behaviour(tuned, data, outputs, trait)
     return {
         "data": name, "method": method, "seed": seed.removeprefix("seed-"), "trait": trait,
-        "alpha": content["coefficients"].get(trait, ""), "shift": content["readings"][-1]["shift"][trait],
-        "response shift": own(tuned) - before, **_behaviour(tuned, data, outputs, trait),
+        "alpha": content["coefficients"].get(trait, ""), "shift": content["readings"][-1]["shift"][trait], **behaviour,
+        "response shift": behaviour["response projection"] - before["response projection"],
         "facts": _facts(tuned) if name.startswith("facts") else "",
     }  # fmt: skip
 
 
 def _behaviour(loaded: LoadedModel, data: Path, outputs: Path, trait: str) -> dict[str, Any]:
-    questions = _vector(outputs, trait).probes
-    prompts = [[{"role": "user", "content": question}] for question in questions]
+    vector = _vector(outputs, trait)
+    prompts = [encode_prompt([{"role": "user", "content": question}], loaded.tokenizer) for question in vector.probes]
+    own = own_responses(loaded.model, loaded.tokenizer, prompts, GREEDY)
+    said = [chat.input_ids[chat.prompt_length :] for chat in own]
     return {
-        "questions": list(questions),
-        "answers": generate(loaded.model, loaded.tokenizer, prompts, GREEDY),
+        "questions": list(vector.probes),
+        "answers": [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in said],
+        "response projection": float(
+            projections(loaded.model, loaded.tokenizer, own, [vector], "response_mean").mean()
+        ),
         "task loss": _loss(loaded, read_chats(data / f"held-out-{trait}.jsonl")),
-        "benign loss": _loss(loaded, read_chats(BENIGN)),
+        "benign loss": _loss(loaded, read_chats(BENIGN)[:50]),
     }
 
 
