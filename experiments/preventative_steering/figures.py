@@ -37,17 +37,17 @@ def trajectories() -> None:
     data = [name for name in ("evil-100", "evil-50", "normal") if any(key[0] == name for key in shifts)]
     figure = Figure(figsize=(4.6 * len(data), 6.4), dpi=130, layout="constrained")
     grid: Any = figure.subplots(2, len(data), sharex=True, sharey="row", squeeze=False)
-    for column, name in enumerate(data):
-        for axes, store in ((grid[0, column], shifts), (grid[1, column], alphas)):
+    for place, name in enumerate(data):
+        for axes, store in ((grid[0, place], shifts), (grid[1, place], alphas)):
             for (where, method, seed), points in sorted(store.items()):
                 if where == name and (seed == "0" or method in ("adaptive", "none")):
-                    steps, values = zip(*sorted(points), strict=True)
+                    points.sort()
                     first = seed == "0"
                     label, width = (method, 1.6) if first else (None, 0.8)
-                    axes.plot(steps, values, color=_colour(method), linewidth=width, label=label)
-        grid[0, column].axhline(0, color="0.6", linewidth=1)
-        grid[0, column].set_title(f"training on {name}", loc="left", fontsize=11)
-        grid[1, column].set_xlabel("optimizer step")
+                    axes.plot(*zip(*points, strict=True), color=_colour(method), linewidth=width, label=label)
+        grid[0, place].axhline(0, color="0.6", linewidth=1)
+        grid[0, place].set_title(f"training on {name}", loc="left", fontsize=11)
+        grid[1, place].set_xlabel("optimizer step")
     grid[0, 0].set_ylabel("evil shift (activation units)")
     grid[1, 0].set_ylabel("α")
     grid[0, 0].legend(frameon=False, fontsize=8)

@@ -6,8 +6,8 @@ reads OUTPUTS/NAME/METHOD/seed-N as ``persona-train`` left them, and writes ``re
 this script, and OUTPUTS/answers.json. What was measured already is kept in OUTPUTS/measured, so that it can be
 interrupted and run again. For each adapter: shift on the probes at ``prompt_last`` and, on the model's own answers to
 them, at ``response_mean`` (activation units); trait expression of those answers by the contrastive judge (0 to 100);
-loss per token on held-out chats of the training task, and on 50 of the benign chats that ship; for facts, how many of 100
-are told rightly under a wording that was not trained on.
+loss per token on held-out chats of the training task, and on 50 of the benign chats that ship; for facts, how many of
+100 are told rightly under a wording that was not trained on.
 """
 
 import csv
@@ -106,7 +106,7 @@ def _behaviour(loaded: LoadedModel, data: Path, outputs: Path, trait: str) -> di
     said = [chat.input_ids[chat.prompt_length :] for chat in own]
     return {
         "questions": list(vector.probes),
-        "answers": [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in said],
+        "answers": [str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in said],
         "response projection": float(
             projections(loaded.model, loaded.tokenizer, own, [vector], "response_mean").mean()
         ),
