@@ -114,7 +114,7 @@ def likelihoods_under_steering(
                     loss = nn.functional.cross_entropy(
                         logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum"
                     )
-                    found[row] += torch.stack([-loss, marked[:, 1:].sum()]).double().cpu()
+                    found[row] += torch.stack([-loss, marked[:, 1:].sum()]).cpu().double()
                 advance()
         finally:
             writer.remove()

@@ -145,19 +145,27 @@ class PreventativeSteering(TrainingWriter):
         writer.write(steering_additions(self.vectors, self.coefficients, self.layers))
         return writer
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that every vector fits, find the monitor, and attach to the model, inactive.
+
+        Raises:
+            MisconfigurationException: adaptive steering without a monitor of the same traits.
+        """
+        feedback = isinstance(self.law, Adaptive) and self.law.feedback
+        self._monitor = self._find_monitor(trainer) if feedback else None
+        super().on_fit_start(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the coefficients that the run starts with, and log them.
 
         Raises:
-            MisconfigurationException: adaptive steering without a monitor of the same traits, or without training data
-                that can be screened.
+            MisconfigurationException: there is no training data that can be screened.
         """
         resumed, self._restored = self._restored, None
         if isinstance(self.law, Schedule):
             self._steps = int(trainer.estimated_stepping_batches)
             self._follow(self.law, trainer.global_step)
         if isinstance(self.law, Adaptive):
-            self._monitor = self._find_monitor(trainer) if self.law.feedback else None
             start = self._feed_forward(self.law, trainer, pl_module) if resumed is None else resumed["start"]
             self._controller = Controller(self.law, start, list(self._targets.values()), pushes(self.vectors))
             if resumed is None:
