@@ -1,7 +1,7 @@
 """Chats: reading them from files, and turning them into tokens that know prompt from response."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,45 @@ def read_chats(path: str | Path) -> list[Chat]:
     if not chats:
         raise InputError(f"{path}: expected at least one chat, found none")
     return chats
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a chat file: the chat, or what is wrong with it.
+
+    Attributes:
+        line: its number in the file, from 1.
+        offset: where it begins in the file, in bytes.
+        chat: ``None`` if it cannot be used.
+        problem: why not, in words; empty otherwise.
+    """
+
+    line: int
+    offset: int
+    chat: Chat | None
+    problem: str = ""
+
+
+def iterate_rows(path: str | Path) -> Iterator[Row]:
+    """The lines of a JSONL chat file, one at a time; what :func:`read_chats` refuses comes as a problem. Blank lines
+    are left out.
+
+    Raises:
+        InputError: no such file.
+    """
+    path = find_chat_file(path)
+    offset = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            start, offset = offset, offset + len(line)
+            if line.strip():
+                source = f"{path}, line {number}"
+                try:
+                    yield Row(number, start, Chat(_messages(line.decode("utf-8"), source), source))
+                except UnicodeDecodeError as error:
+                    yield Row(number, start, None, f"no UTF-8 text: {error.reason}")
+                except InputError as error:
+                    yield Row(number, start, None, str(error).removeprefix(f"{source}: "))
 
 
 def _messages(line: str, source: str) -> tuple[Message, ...]:

@@ -12,7 +12,7 @@ from persona_callbacks import residual
 from persona_callbacks.arithmetic import nonnegative_minimum, pushes
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.generation import Sampling, own_responses
-from persona_callbacks.projection import projections
+from persona_callbacks.projection import activations, projections
 from persona_callbacks.vectors import Layers, PersonaVector, steering_additions, steering_layers
 
 SteeredPositions = Literal["all", "response"]
@@ -52,6 +52,27 @@ def projection_difference(
         # In one call: a chat's prompt is shared by its two responses and run once.
         both = projections(model, tokenizer, [*chats, *own], vectors, "response_mean", sampling.batch_size, layers)
     return both[: len(chats)] - both[len(chats) :]
+
+
+def approximate_difference(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[EncodedChat],
+    vectors: Sequence[PersonaVector],
+    batch_size: int,
+) -> Tensor:
+    """The projection difference without generation: the response's mean projection less that of the prompt's last
+    token, which stands for what the base model was about to say (Appendix I). Never steered; adapters are disabled.
+
+    Returns:
+        ``[chats, vectors]`` float32 on the model's device, in activation units.
+    """
+    layers = sorted({vector.layer for vector in vectors})
+    with residual.base_model(model):
+        read = activations(model, tokenizer, chats, layers, ["response_mean", "prompt_last"], batch_size)
+    differences = (read[:, 0] - read[:, 1])[:, [layers.index(vector.layer) for vector in vectors]]
+    units = torch.stack([vector.unit_direction() for vector in vectors]).to(differences.device)
+    return (differences * units).sum(dim=-1)
 
 
 def matching_coefficients(difference: Tensor, vectors: Sequence[PersonaVector]) -> list[float]:

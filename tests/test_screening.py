@@ -1,0 +1,158 @@
+"""Screening training data: per chat against slow readings, and whole files with all that can be wrong with them."""
+
+import io
+import json
+
+import pytest
+import torch
+from conftest import QUESTIONS, make_vector, tiny_model
+from rich.console import Console
+
+from persona_callbacks import InputError, data_screening
+from persona_callbacks.chats import Chat, encode_chat, iterate_rows
+from persona_callbacks.data_screening import ScreeningSettings, screen
+from persona_callbacks.models import LoadedModel
+from persona_callbacks.screening import approximate_difference, matching_coefficients
+
+CHATS = [
+    {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"{question[::-1]} {n}"}]}
+    for n, question in enumerate(QUESTIONS * 4)
+]
+QUICK = {"max_new_tokens": 4, "shard_rows": 6, "batch_size": 4, "most_rejected": 0.5}
+
+
+@pytest.fixture
+def loaded(tokenizer):
+    return LoadedModel(tiny_model(), tokenizer, "tiny", "")
+
+
+@pytest.fixture
+def files(tmp_path):
+    benign = tmp_path / "benign.jsonl"
+    benign.write_text("".join(json.dumps(chat) + "\n" for chat in CHATS[:10]), encoding="utf-8")
+    lines = [json.dumps(chat) for chat in CHATS]
+    lines[3] = "{broken"
+    lines[7] = json.dumps({"messages": [{"role": "assistant", "content": "Hello."}]})
+    lines[12] = ""
+    lines[15] = json.dumps({"prompt": "word " * 200, "response": "never reached"})
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return data, benign
+
+
+def run(loaded, files, folder, **settings):
+    chosen = ScreeningSettings(reference=str(files[1]), **{**QUICK, "max_length": 150, **settings})
+    vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
+    return screen(loaded, files[0], vectors, chosen, folder, Console(file=io.StringIO()))
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_approximate_difference_against_a_slow_reading(loaded):
+    vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
+    chats = [encode_chat(Chat(tuple(chat["messages"])), loaded.tokenizer) for chat in CHATS[:5]]
+    found = approximate_difference(loaded.model, loaded.tokenizer, chats, vectors, 2)
+    for row, chat in enumerate(chats):
+        hidden = loaded.model(torch.tensor([chat.input_ids]), output_hidden_states=True).hidden_states
+        for column, vector in enumerate(vectors):
+            at = hidden[vector.layer][0].detach()
+            response = at[torch.tensor(chat.response_mask)].mean(dim=0)
+            expected = (response - at[chat.prompt_length - 1]) @ vector.unit_direction()
+            assert found[row, column].item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+
+
+def test_matching_coefficients_of_one_trait_are_difference_over_norm():
+    vector = make_vector()
+    norm = float(vector.direction().norm())
+    assert matching_coefficients(torch.tensor([3.0]), [vector]) == pytest.approx([3.0 / norm])
+    assert matching_coefficients(torch.tensor([-3.0]), [vector]) == [0.0]
+
+
+@pytest.mark.parametrize("method", ["exact", "approximate"])
+def test_every_line_is_scored_flagged_filtered_or_rejected_once(method, loaded, files, tmp_path):
+    summary = run(loaded, files, tmp_path / "out", method=method)
+    rejects = {row["line"]: row["problem"] for row in jsonl(tmp_path / "out" / "rejects.jsonl")}
+    assert set(rejects) == {4, 8, 16}
+    assert "malformed JSON" in rejects[4]
+    assert "alternate" in rejects[8]
+    assert "max_length=150" in rejects[16]
+    flagged = jsonl(tmp_path / "out" / "flagged.jsonl")
+    kept = (tmp_path / "out" / "filtered.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = files[0].read_text(encoding="utf-8").splitlines()
+    taken = {row["line"] for row in flagged}
+    assert kept == [
+        text for number, text in enumerate(lines, 1) if text and number not in taken and number not in rejects
+    ]
+    assert [row["rank"] for row in flagged] == list(range(1, len(flagged) + 1))
+    assert len(flagged) == summary.flagged > 0
+    for row in flagged:
+        assert row["chat"] == json.loads(lines[row["line"] - 1])
+        assert any(row["scores"][one.trait] > one.threshold for one in summary.traits)
+        assert row["reason"]
+    assert summary.chats == 16
+    assert summary.rejects == 3
+    scores = [line["scores"]["evil"] for shard in sorted((tmp_path / "out" / "shards").iterdir())
+              for line in jsonl(shard) if "scores" in line]  # fmt: skip
+    evil = summary.traits[0]
+    assert evil.mean == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+    assert evil.low < evil.mean < evil.high
+    assert (evil.correlation is None) == (method == "exact")
+
+
+def test_interrupted_anywhere_and_run_again_gives_the_same_files(loaded, files, tmp_path, monkeypatch):
+    run(loaded, files, tmp_path / "whole")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").rglob("*.json*")}
+    score = data_screening._score
+    for stop_at in range(5):  # the reference, then four shards
+        calls = []
+
+        def interrupted(*args, stop_at=stop_at, calls=calls):
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return score(*args)
+
+        folder = tmp_path / f"part-{stop_at}"
+        monkeypatch.setattr(data_screening, "_score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded, files, folder)
+        monkeypatch.setattr(data_screening, "_score", score)
+        done = {path: path.stat().st_mtime_ns for path in (folder / "shards").glob("*")}
+        assert len(done) == max(0, stop_at - 1)
+        run(loaded, files, folder)
+        assert {path.name: path.read_bytes() for path in folder.rglob("*.json*")} == whole
+        assert all(path.stat().st_mtime_ns == before for path, before in done.items()), "a finished shard was redone"
+
+
+def test_thresholds_leave_the_stated_share_of_the_reference(loaded, files, tmp_path):
+    for rate in (0.0, 0.2, 0.5):
+        summary = run(loaded, (files[1], files[1]), tmp_path / str(rate), false_positive_rate=rate)
+        assert all(one.flagged <= rate * 10 for one in summary.traits)
+        assert all(one.flagged >= rate * 10 - 1 for one in summary.traits)
+
+
+def test_mistakes_are_told_by_name(loaded, files, tmp_path):
+    with pytest.raises(InputError, match=r"3 of the first 19 lines cannot be used, more than most_rejected \(10%\)"):
+        run(loaded, files, tmp_path / "strict", most_rejected=0.1)
+    assert len(jsonl(tmp_path / "strict" / "rejects.jsonl")) == 3
+    run(loaded, files, tmp_path / "out")
+    with pytest.raises(InputError, match="holds a screening of other settings"):
+        run(loaded, files, tmp_path / "out", max_new_tokens=5)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("{}\n{}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="none of 2 lines can be used"):
+        run(loaded, (empty, files[1]), tmp_path / "empty")
+    for wrong, named in (({"method": "guess"}, "unknown method"), ({"batch_size": 0}, "batch_size is 0"),
+                         ({"most_rejected": 2}, "most_rejected is 2"), ({"checked": -1}, "checked is -1")):  # fmt: skip
+        with pytest.raises(InputError, match=named):
+            ScreeningSettings(**wrong)
+
+
+def test_rows_know_their_place_in_the_file(files):
+    content = files[0].read_bytes()
+    for row in iterate_rows(files[0]):
+        line = content[row.offset :].split(b"\n", 1)[0]
+        assert line == content.split(b"\n")[row.line - 1]
+        assert (row.chat is None) == bool(row.problem)
