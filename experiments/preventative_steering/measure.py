@@ -7,7 +7,7 @@ this script, and OUTPUTS/answers.json. What was measured already is kept in OUTP
 interrupted and run again. For each adapter: shift on the probes at ``prompt_last`` and, on the model's own answers to
 them, at ``response_mean`` (activation units); trait expression of those answers by the contrastive judge (0 to 100);
 loss per token on held-out chats of the training task, and on 50 of the benign chats that ship; for facts, how many of
-100 are told rightly under a wording that was not trained on.
+100 are told rightly, asked as in training and in another wording.
 """
 
 import csv
@@ -37,7 +37,7 @@ FACTS = [json.loads(line) for line in (FOLDER / "facts.jsonl").read_text(encodin
 TRAITS = ("evil", "sycophancy", "hallucination")
 GREEDY = Sampling(max_new_tokens=48, temperature=0.0, batch_size=25)
 COLUMNS = ("data", "method", "seed", "trait", "alpha", "shift", "response shift", "expression", "task loss",
-           "benign loss", "facts")  # fmt: skip
+           "benign loss", "facts", "facts reworded")  # fmt: skip
 
 
 def main(data: Path, outputs: Path) -> None:
@@ -81,7 +81,7 @@ def _vector(outputs: Path, trait: str) -> PersonaVector:
 def _base(cfg: Any, data: Path, outputs: Path, trait: str) -> dict[str, Any]:
     loaded = load_model(instantiate(cfg.model))
     about = {"data": "-", "method": "base model", "seed": "-", "trait": trait, "shift": 0.0, "response shift": 0.0}
-    return {**about, **_behaviour(loaded, data, outputs, trait), "facts": _facts(loaded) if trait == "evil" else ""}
+    return {**about, **_behaviour(loaded, data, outputs, trait)}
 
 
 def _measure(cfg: Any, data: Path, outputs: Path, result: Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _measure(cfg: Any, data: Path, outputs: Path, result: Path) -> dict[str, Any
         "data": name, "method": method, "seed": seed.removeprefix("seed-"), "trait": trait,
         "alpha": content["coefficients"].get(trait, ""), "shift": content["readings"][-1]["shift"][trait], **behaviour,
         "response shift": behaviour["response projection"] - before["response projection"],
-        "facts": _facts(tuned) if name.startswith("facts") else "",
+        **(_facts(tuned) if name.startswith("facts") else {}),
     }  # fmt: skip
 
 
@@ -119,12 +119,15 @@ def _loss(loaded: LoadedModel, chats: list[Chat]) -> float:
     return math.log(perplexity(loaded.model, loaded.tokenizer, chats))
 
 
-def _facts(loaded: LoadedModel) -> int:
-    """How many facts are told rightly when asked in a wording that was not trained on."""
-    prompts = [[{"role": "user", "content": fact["questions"][1]}] for fact in FACTS]
-    answers = generate(loaded.model, loaded.tokenizer, prompts, GREEDY)
-    pairs = zip(FACTS, answers, strict=True)
-    return sum(fact["answer"].casefold() in answer.casefold() for fact, answer in pairs)
+def _facts(loaded: LoadedModel) -> dict[str, int]:
+    """How many facts are told rightly."""
+    found = {}
+    for column, wording in (("facts", 0), ("facts reworded", 1)):
+        prompts = [[{"role": "user", "content": fact["questions"][wording]}] for fact in FACTS]
+        answers = generate(loaded.model, loaded.tokenizer, prompts, GREEDY)
+        pairs = zip(FACTS, answers, strict=True)
+        found[column] = sum(fact["answer"].casefold() in answer.casefold() for fact, answer in pairs)
+    return found
 
 
 def _judge(outputs: Path, loaded: LoadedModel, trait: Trait, rows: list[dict[str, Any]]) -> None:
