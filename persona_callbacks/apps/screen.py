@@ -4,7 +4,7 @@ from pathlib import Path
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -35,9 +35,7 @@ def run(cfg: DictConfig) -> Summary:
     """
     console = Console()
     quiet_libraries()
-    if OmegaConf.is_missing(cfg, "data"):
-        raise InputError("data: expected a chat file, such as data=chats.jsonl")
-    path = find_chat_file(cfg.data)
+    path = find_chat_file(cfg.data.path)
     source: ModelSource = instantiate(cfg.model)
     extraction: ExtractionSettings = instantiate(cfg.extraction)
     settings: ScreeningSettings = instantiate(cfg.screening)
