@@ -177,18 +177,12 @@ class PreventativeSteering(TrainingWriter):
         self._log(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Move the coefficients if an optimizer step, or a reading, was made since; begin to steer."""
+        """Move the coefficients if an optimizer step, or a reading, was made since; log them; begin to steer."""
         self._move(trainer)
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop steering; log the coefficients."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
         if trainer.global_step % every == 0 and trainer.global_step != self._logged_at:
             self._log(trainer)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def _move(self, trainer: Trainer) -> None:
         """Answer what is new; between optimizer steps only, also when gradients are accumulated."""
