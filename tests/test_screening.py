@@ -6,9 +6,12 @@ import json
 import pytest
 import torch
 from conftest import QUESTIONS, make_vector, tiny_model
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from persona_callbacks import InputError, data_screening
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.screen import run as run_app
 from persona_callbacks.chats import Chat, encode_chat, iterate_rows
 from persona_callbacks.data_screening import ScreeningSettings, screen
 from persona_callbacks.models import LoadedModel
@@ -156,3 +159,28 @@ def test_rows_know_their_place_in_the_file(files):
         line = content[row.offset :].split(b"\n", 1)[0]
         assert line == content.split(b"\n")[row.line - 1]
         assert (row.chat is None) == bool(row.problem)
+
+
+def test_the_app_screens_a_file_with_vectors_from_files(tokenizer, files, tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    make_vector().save(tmp_path / "evil.safetensors")
+    overrides = [
+        "model=folder", f"model.path={tmp_path / 'model'}", "trait=[]", f"vectors=[{tmp_path / 'evil.safetensors'}]",
+        f"data.path={files[0]}", "data.max_length=150", f"out={tmp_path / 'out'}", "screening.most_rejected=0.5",
+        f"screening.reference={files[1]}", "screening.method=approximate", "screening.checked=4",
+        "screening.max_new_tokens=4",
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        summary = run_app(compose("screen", overrides))
+    assert summary.chats == 16
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["rejects"] == 3
+    said = capsys.readouterr().out
+    assert "16 chats screened (approximate), 0 of them cut, 3 lines rejected" in " ".join(said.split())
+    with (
+        pytest.raises(InputError, match="no trait to screen for"),
+        initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
+        run_app(compose("screen", ["trait=[]"]))
+    with pytest.raises(InputError, match="no such chat file"), initialize_config_dir(str(CONF), version_base="1.3"):
+        run_app(compose("screen", ["data.path=nowhere.jsonl"]))
