@@ -326,6 +326,12 @@ def test_regularisation_is_gone_after_an_exception(tokenizer, tmp_path):
         fit(module, [ProjectionRegularisation([make_vector()])], tmp_path)
     assert "training_step" not in module.__dict__
     assert all_hooks(module) == hooks
+    own = module.training_step
+    module.training_step = lambda batch, batch_idx: own(batch, batch_idx)
+    mine = module.training_step
+    with pytest.raises(RuntimeError, match="asked to fail"):
+        fit(module, [ProjectionRegularisation([make_vector()])], tmp_path)
+    assert module.training_step is mine
 
 
 @pytest.mark.parametrize("action", ["warn", "stop", "roll_back"])

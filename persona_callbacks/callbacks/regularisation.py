@@ -60,7 +60,7 @@ class ProjectionRegularisation(Callback):
         self._units = units.to(residual.device_of(self._model))
         self._count = sum(map(len, self._chosen.values()))
         self._reader = residual.BatchReader(self._model, self._layers, each_row=True)
-        self._module = pl_module
+        self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
         pl_module.training_step = self._penalised(pl_module.training_step)  # type: ignore[method-assign]
 
     def on_train_batch_end(
@@ -83,7 +83,9 @@ class ProjectionRegularisation(Callback):
         if self._reader is not None:
             self._reader.remove()
         if self._module is not None:
-            self._module.__dict__.pop("training_step", None)  # the class's own shows again
+            del self._module.__dict__["training_step"]  # the class's own shows again
+            if self._own_step is not None:  # one that was set on the module itself
+                self._module.__dict__["training_step"] = self._own_step
         self._reader = self._module = None
 
     def _penalised(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
