@@ -1,4 +1,4 @@
-"""Screening a whole file of chats before training: shard by shard, in memory that does not grow, to be gone on with.
+"""Screening a whole file of chats before training: shard by shard, so that an interruption loses little.
 
 A folder holds one screening: ``settings.json`` (what is screened, and how), ``shards/`` (a score or a problem for
 every line, in the file's order), and at the end ``summary.json``, ``flagged.jsonl``, ``rejects.jsonl`` and
