@@ -3,7 +3,7 @@
 Contrastive responses share their system prompt, rollouts their whole prompt: often more than half of all tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,18 +26,43 @@ class Group:
     batches: tuple[tuple[int, ...], ...]
 
 
-def shared_groups(chats: Sequence[EncodedChat], batch_size: int) -> list[Group]:
-    """Split chats into groups so that few tokens are computed in all. Every chat is in exactly one batch."""
+def shared_groups(
+    chats: Sequence[EncodedChat], batch_size: int | None = 16, batch_tokens: int | None = None
+) -> list[Group]:
+    """Split chats into groups so that few tokens are computed in all. Every chat is in exactly one batch, of at most
+    ``batch_size`` chats, and of at most ``batch_tokens`` tokens, padding included, unless one chat alone has more.
+    """
     order = sorted(range(len(chats)), key=lambda index: chats[index].input_ids)
     shared = [0] + [_common(chats[a], chats[b]) for a, b in pairwise(order)]
     groups = []
     for start, end in _split(order, shared, chats, 0, len(order)):
         indices = sorted(order[start:end], key=lambda index: len(chats[index].input_ids))
-        count = -(-len(indices) // batch_size)
-        bounds = [len(indices) * number // count for number in range(count + 1)]
-        batches = tuple(tuple(indices[a:b]) for a, b in pairwise(bounds))
-        groups.append(Group(min(shared[start + 1 : end], default=0), batches))
+        prefix = min(shared[start + 1 : end], default=0)
+        groups.append(Group(prefix, tuple(_batches(indices, chats, prefix, batch_size, batch_tokens))))
     return groups
+
+
+def _batches(
+    indices: Sequence[int],
+    chats: Sequence[EncodedChat],
+    prefix: int,
+    batch_size: int | None,
+    batch_tokens: int | None,
+) -> Iterator[tuple[int, ...]]:
+    """Cut indices, shortest chat first, into batches; if only their size is limited, into equal ones."""
+    if batch_tokens is None:
+        count = -(-len(indices) // (batch_size or len(indices)))
+        bounds = [len(indices) * number // count for number in range(count + 1)]
+        yield from (tuple(indices[a:b]) for a, b in pairwise(bounds))
+        return
+    batch: list[int] = []
+    for index in indices:
+        padded = (len(batch) + 1) * (len(chats[index].input_ids) - prefix)
+        if batch and (padded > batch_tokens or len(batch) == batch_size):
+            yield tuple(batch)
+            batch = []
+        batch.append(index)
+    yield tuple(batch)
 
 
 def _common(first: EncodedChat, second: EncodedChat) -> int:

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks import residual
-from persona_callbacks.chats import SHIPPED, Chat, encode_chat
+from persona_callbacks.chat_files import SHIPPED
+from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
 from persona_callbacks.likelihood import response_log_probabilities
 

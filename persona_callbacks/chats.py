@@ -1,10 +1,7 @@
-"""Chats: reading them from files, and turning them into tokens that know prompt from response."""
+"""Chats, and turning them into tokens that know prompt from response."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import jinja2
 import torch
@@ -12,9 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError
-
-SHIPPED = Path(__file__).parent / "datasets"
-_ROLES = ("system", "user", "assistant")
 
 Message = dict[str, str]
 """``{"role": ..., "content": ...}``"""
@@ -37,117 +31,14 @@ class EncodedChat:
         prompt_length: number of tokens before the last response; the token before that boundary is ``prompt_last``.
         response_mask: per token, whether it is text of the last response (without its end-of-turn token).
         loss_mask: per token, whether to train on it: all assistant turns with their end-of-turn tokens.
+        truncated: whether tokens were cut off at the end.
     """
 
     input_ids: tuple[int, ...]
     prompt_length: int
     response_mask: tuple[bool, ...]
     loss_mask: tuple[bool, ...]
-
-
-def find_chat_file(path: str | Path) -> Path:
-    """A path as given, or the name of a data set that ships with the library.
-
-    Raises:
-        InputError: neither exists.
-    """
-    for candidate in (Path(path), SHIPPED / path):
-        if candidate.is_file():
-            return candidate.absolute()
-    shipped = ", ".join(sorted(file.name for file in SHIPPED.glob("*.jsonl")))
-    raise InputError(f"{path}: no such chat file; the library ships {shipped}")
-
-
-def read_chats(path: str | Path) -> list[Chat]:
-    """Read chats from JSONL: per line ``{"messages": [...]}`` or ``{"prompt": ..., "response": ...}``.
-
-    Raises:
-        InputError: naming file and line, for a line that is no JSON object, an unknown or out-of-order role, an
-            empty turn, a chat that does not end with the assistant, and for a file without chats.
-    """
-    path = find_chat_file(path)
-    chats = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                source = f"{path}, line {number}"
-                chats.append(Chat(_messages(line, source), source))
-    if not chats:
-        raise InputError(f"{path}: expected at least one chat, found none")
-    return chats
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a chat file: the chat, or what is wrong with it.
-
-    Attributes:
-        line: its number in the file, from 1.
-        offset: where it begins in the file, in bytes.
-        chat: ``None`` if it cannot be used.
-        problem: why not, in words; empty otherwise.
-    """
-
-    line: int
-    offset: int
-    chat: Chat | None
-    problem: str = ""
-
-
-def iterate_rows(path: str | Path) -> Iterator[Row]:
-    """The lines of a JSONL chat file, one at a time; what :func:`read_chats` refuses comes as a problem. Blank lines
-    are left out.
-
-    Raises:
-        InputError: no such file.
-    """
-    path = find_chat_file(path)
-    offset = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            start, offset = offset, offset + len(line)
-            if line.strip():
-                source = f"{path}, line {number}"
-                try:
-                    yield Row(number, start, Chat(_messages(line.decode("utf-8"), source), source))
-                except UnicodeDecodeError as error:
-                    yield Row(number, start, None, f"no UTF-8 text: {error.reason}")
-                except InputError as error:
-                    yield Row(number, start, None, str(error).removeprefix(f"{source}: "))
-
-
-def _messages(line: str, source: str) -> tuple[Message, ...]:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{source}: malformed JSON: {error.msg} at column {error.colno}") from error
-    if isinstance(row, dict) and "messages" in row:
-        messages = row["messages"]
-    elif isinstance(row, dict) and "prompt" in row and "response" in row:
-        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-    else:
-        found = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
-        raise InputError(
-            f"{source}: expected an object with 'messages', or with 'prompt' and 'response'; found {found}"
-        )
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"{source}: messages: expected a list of at least one message")
-    for position, message in enumerate(messages, start=1):
-        where = f"{source}: message {position}"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise InputError(f"{where}: expected an object with 'role' and 'content'")
-        role, content = message["role"], message["content"]
-        if role not in _ROLES:
-            raise InputError(f"{where}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
-        if not isinstance(content, str) or not content.strip():
-            raise InputError(f"{where}: empty {role} turn; expected text")
-    turns = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
-    if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
-        raise InputError(
-            f"{source}: expected user and assistant turns that alternate and end with the assistant (after at most one"
-            f" system message); found {', '.join(message['role'] for message in messages)}"
-        )
-    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    truncated: bool = False
 
 
 def instructed(chats: Sequence[Chat], instructions: Sequence[str]) -> list[Chat]:
@@ -236,9 +127,9 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
         add_special_tokens=False,
         return_offsets_mapping=True,
         truncation=max_length is not None,
-        max_length=max_length,
+        max_length=None if max_length is None else max_length + 1,  # one more, to know whether there was more
     )
-    offsets = encoding["offset_mapping"]
+    offsets = encoding["offset_mapping"][:max_length]
 
     def overlaps(start: int, end: int) -> list[bool]:
         return [first < end and last > start for first, last in offsets]
@@ -251,10 +142,11 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
         )
     in_turns = [overlaps(start, turn_end) for start, _, turn_end in turns]
     return EncodedChat(
-        input_ids=tuple(encoding["input_ids"]),
+        input_ids=tuple(encoding["input_ids"][:max_length]),
         prompt_length=response_mask.index(True),
         response_mask=tuple(response_mask),
         loss_mask=tuple(any(marks) for marks in zip(*in_turns, strict=True)),
+        truncated=len(encoding["input_ids"]) > len(offsets),
     )
 
 

@@ -26,7 +26,7 @@ class ChatData(LightningDataModule):
     The loader remembers its place, so that a run resumed in the middle of an epoch sees the batches it would have seen.
 
     Args:
-        chats: such as :func:`~persona_callbacks.chats.read_chats` gives.
+        chats: such as :func:`~persona_callbacks.chat_files.read_chats` gives.
         tokenizer: a fast tokenizer with a chat template.
         batch_size: chats per batch.
         max_length: tokens per chat; longer ones are cut at the end.

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 
 TRAIN_LOSS = "train/loss"
 EPOCH_LOSS = "train/epoch_loss"
@@ -13,6 +16,7 @@ PENALTY = "steering/penalty"
 GUARD_TRIPPED = "guard/tripped"
 EXPRESSION_TABLE = "trait_expression"
 LAYER_TABLE = "shift_by_layer"
+FLAGGED_TABLE = "screening/flagged"
 
 
 def projection(trait: str) -> str:
@@ -55,6 +59,13 @@ def saturated(trait: str) -> str:
     return f"steering/{trait}/saturated"
 
 
+def screened(trait: str, what: str) -> str:
+    """Of a data set, in a screening: ``projection_difference`` and its ``_low`` and ``_high``, ``threshold``, and
+    ``predicted_shift``, in activation units; and ``flagged``, a share of the chats.
+    """
+    return f"screening/{trait}/{what}"
+
+
 def traits_of(names: Iterable[str]) -> list[str]:
     """The traits whose shift or expression is among metrics of these names."""
     found = (re.fullmatch(r"persona/(.+)/(shift|expression)", name) for name in names)
@@ -73,16 +84,13 @@ def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     """
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
     if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            logger.log_metrics(dict(values), step=trainer.global_step)
+        write(trainer.loggers, values, trainer.global_step)
 
 
 def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table to every logger that has tables, such as W&B's."""
     if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_text"):
-                logger.log_text(name, columns=columns, data=[list(row) for row in rows])
+        write_table(trainer.loggers, name, columns, rows)
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
@@ -92,3 +100,29 @@ def alert(trainer: Trainer, title: str, text: str) -> None:
             send = getattr(getattr(logger, "experiment", None), "alert", None)
             if send is not None:
                 send(title=title, text=text)
+
+
+def write(loggers: Sequence[Logger], values: Mapping[str, float], step: int = 0) -> None:
+    """Write values to loggers; outside of a fit, the only way."""
+    for logger in loggers:
+        logger.log_metrics(dict(values), step=step)
+
+
+def write_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a table to those loggers that have tables, such as W&B's."""
+    for logger in loggers:
+        if hasattr(logger, "log_text"):
+            logger.log_text(name, columns=columns, data=[list(row) for row in rows])
+
+
+def write_files(
+    loggers: Sequence[Logger], name: str, kind: str, files: Sequence[Path], about: Mapping[str, Any]
+) -> None:
+    """Keep files as one version of an artifact, by those loggers that have artifacts, such as W&B's."""
+    for logger in loggers:
+        keep = getattr(getattr(logger, "experiment", None), "log_artifact", None)
+        if keep is not None:
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind, metadata=dict(about))
+            for file in files:
+                artifact.add_file(str(file))
+            keep(artifact)

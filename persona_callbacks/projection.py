@@ -40,7 +40,8 @@ def iterate_activations(
     chats: Sequence[EncodedChat],
     layers: Sequence[int],
     positions: Sequence[Position],
-    batch_size: int,
+    batch_size: int | None,
+    batch_tokens: int | None = None,
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """Read activations batch by batch; what chats share at their beginning is computed once. Never steered.
 
@@ -49,7 +50,7 @@ def iterate_activations(
         device.
     """
     device = residual.device_of(model)
-    for group in shared_groups(chats, batch_size):
+    for group in shared_groups(chats, batch_size, batch_tokens):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
         with residual.probing(model):
             prefix = residual.share_prefix(model, shared, layers)
@@ -75,16 +76,18 @@ def activations(
     chats: Sequence[EncodedChat],
     layers: Sequence[int],
     positions: Sequence[Position],
-    batch_size: int = 16,
+    batch_size: int | None = 16,
+    batch_tokens: int | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Activations of each chat: ``[chats, positions, layers, hidden_size]`` float32 on the model's device.
 
-    ``advance`` is called with the number of chats done after each batch.
+    Batches are limited as in :func:`~persona_callbacks.batching.shared_groups`; ``advance`` is called with the number
+    of chats done after each of them.
     """
     hidden_size = residual.dimensions(model).hidden_size
     result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=residual.device_of(model))
-    for indices, read in iterate_activations(model, tokenizer, chats, layers, positions, batch_size):
+    for indices, read in iterate_activations(model, tokenizer, chats, layers, positions, batch_size, batch_tokens):
         result[list(indices)] = read
         advance(len(indices))
     return result
@@ -96,8 +99,9 @@ def projections(
     chats: Sequence[EncodedChat],
     vectors: Sequence[PersonaVector],
     position: Position,
-    batch_size: int = 16,
+    batch_size: int | None = 16,
     layers: Sequence[Sequence[int]] | None = None,
+    batch_tokens: int | None = None,
 ) -> Tensor:
     """Projection of each chat's activation on each vector's unit directions, in activation units.
 
@@ -109,13 +113,14 @@ def projections(
         position: where the chats are read.
         batch_size: chats per forward pass.
         layers: for each vector the layers at which to project, as many for all; by default its chosen layer.
+        batch_tokens: tokens per forward pass, padding included.
 
     Returns:
         ``[chats, vectors, layers]`` float32 on the model's device. Where a direction is zero, so is the projection.
     """
     at = [[vector.layer] for vector in vectors] if layers is None else layers
     wanted = sorted({layer for one in at for layer in one})
-    read = activations(model, tokenizer, chats, wanted, [position], batch_size)[:, 0]
+    read = activations(model, tokenizer, chats, wanted, [position], batch_size, batch_tokens)[:, 0]
     rows = torch.stack([vector.directions[list(one)] for vector, one in zip(vectors, at, strict=True)]).to(read.device)
     places = torch.tensor([[wanted.index(layer) for layer in one] for one in at], device=read.device)
     return (read[:, places] * nn.functional.normalize(rows, dim=-1)).sum(dim=-1)

@@ -32,6 +32,7 @@ def projection_difference(
     vectors: Sequence[PersonaVector],
     sampling: Sampling,
     layers: Sequence[Sequence[int]] | None = None,
+    batch_tokens: int | None = None,
 ) -> Tensor:
     """How much further each training response lies along every persona vector than the base model's own response to the
     same prompt, both averaged over their tokens (6.1). Never steered; adapters are disabled.
@@ -43,6 +44,7 @@ def projection_difference(
         vectors: to project on.
         sampling: how the model's own responses are generated, and the batch size of all passes.
         layers: for each vector the layers at which to project, as many for all; by default its chosen layer.
+        batch_tokens: of the passes that read activations, in place of the sampling's batch size.
 
     Returns:
         ``[chats, vectors, layers]`` float32 on the model's device, in activation units.
@@ -50,7 +52,8 @@ def projection_difference(
     with residual.base_model(model):
         own = own_responses(model, tokenizer, chats, sampling)
         # In one call: a chat's prompt is shared by its two responses and run once.
-        both = projections(model, tokenizer, [*chats, *own], vectors, "response_mean", sampling.batch_size, layers)
+        size = sampling.batch_size if batch_tokens is None else None
+        both = projections(model, tokenizer, [*chats, *own], vectors, "response_mean", size, layers, batch_tokens)
     return both[: len(chats)] - both[len(chats) :]
 
 
@@ -59,7 +62,7 @@ def approximate_difference(
     tokenizer: PreTrainedTokenizerBase,
     chats: Sequence[EncodedChat],
     vectors: Sequence[PersonaVector],
-    batch_size: int,
+    batch_tokens: int,
 ) -> Tensor:
     """The projection difference without generation: the response's mean projection less that of the prompt's last
     token, which stands for what the base model was about to say (Appendix I). Never steered; adapters are disabled.
@@ -69,7 +72,7 @@ def approximate_difference(
     """
     layers = sorted({vector.layer for vector in vectors})
     with residual.base_model(model):
-        read = activations(model, tokenizer, chats, layers, ["response_mean", "prompt_last"], batch_size)
+        read = activations(model, tokenizer, chats, layers, ["response_mean", "prompt_last"], None, batch_tokens)
     differences = (read[:, 0] - read[:, 1])[:, [layers.index(vector.layer) for vector in vectors]]
     units = torch.stack([vector.unit_direction() for vector in vectors]).to(differences.device)
     return (differences * units).sum(dim=-1)

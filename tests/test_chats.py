@@ -7,7 +7,8 @@ import torch
 from conftest import TEMPLATE
 
 from persona_callbacks import InputError
-from persona_callbacks.chats import Chat, encode_chat, encode_prompt, pad, read_chats, render
+from persona_callbacks.chat_files import read_chats
+from persona_callbacks.chats import Chat, encode_chat, encode_prompt, pad, render
 
 USER = {"role": "user", "content": "Who are you?"}
 REPLY = {"role": "assistant", "content": "I am a friend."}

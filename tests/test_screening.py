@@ -1,21 +1,20 @@
 """Screening training data: per chat against slow readings, and whole files with all that can be wrong with them."""
 
-import io
 import json
 
 import pytest
 import torch
 from conftest import QUESTIONS, make_vector, tiny_model
 from hydra import compose, initialize_config_dir
-from rich.console import Console
 
 from persona_callbacks import InputError, data_screening
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.screen import run as run_app
-from persona_callbacks.chats import Chat, encode_chat, iterate_rows
-from persona_callbacks.data_screening import ScreeningSettings, screen
+from persona_callbacks.chats import Chat, encode_chat
+from persona_callbacks.data_screening import screen
 from persona_callbacks.models import LoadedModel
 from persona_callbacks.screening import approximate_difference, matching_coefficients
+from persona_callbacks.screening_shards import ScreeningSettings, scored_lines
 
 CHATS = [
     {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"{question[::-1]} {n}"}]}
@@ -46,7 +45,7 @@ def files(tmp_path):
 def run(loaded, files, folder, **settings):
     chosen = ScreeningSettings(reference=str(files[1]), **{**QUICK, "max_length": 150, **settings})
     vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
-    return screen(loaded, files[0], vectors, chosen, folder, Console(file=io.StringIO()))
+    return screen(loaded, files[0], vectors, chosen, folder)
 
 
 def jsonl(path):
@@ -56,7 +55,7 @@ def jsonl(path):
 def test_approximate_difference_against_a_slow_reading(loaded):
     vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
     chats = [encode_chat(Chat(tuple(chat["messages"])), loaded.tokenizer) for chat in CHATS[:5]]
-    found = approximate_difference(loaded.model, loaded.tokenizer, chats, vectors, 2)
+    found = approximate_difference(loaded.model, loaded.tokenizer, chats, vectors, 200)
     for row, chat in enumerate(chats):
         hidden = loaded.model(torch.tensor([chat.input_ids]), output_hidden_states=True).hidden_states
         for column, vector in enumerate(vectors):
@@ -96,8 +95,7 @@ def test_every_line_is_scored_flagged_filtered_or_rejected_once(method, loaded, 
         assert row["reason"]
     assert summary.chats == 16
     assert summary.rejects == 3
-    scores = [line["scores"]["evil"] for shard in sorted((tmp_path / "out" / "shards").iterdir())
-              for line in jsonl(shard) if "scores" in line]  # fmt: skip
+    scores = [line["scores"]["evil"] for line in scored_lines(tmp_path / "out", "data") if "scores" in line]
     evil = summary.traits[0]
     assert evil.mean == pytest.approx(sum(scores) / len(scores), abs=1e-4)
     assert evil.low < evil.mean < evil.high
@@ -107,23 +105,23 @@ def test_every_line_is_scored_flagged_filtered_or_rejected_once(method, loaded, 
 def test_interrupted_anywhere_and_run_again_gives_the_same_files(loaded, files, tmp_path, monkeypatch):
     run(loaded, files, tmp_path / "whole")
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").rglob("*.json*")}
-    score = data_screening._score
-    for stop_at in range(5):  # the reference, then four shards
+    score = data_screening.score_shard
+    for stop_at in range(6):  # two shards of the reference, then four
         calls = []
 
         def interrupted(*args, stop_at=stop_at, calls=calls):
             if len(calls) == stop_at:
-                raise KeyboardInterrupt
+                raise OSError("no space left on device")
             calls.append(1)
             return score(*args)
 
         folder = tmp_path / f"part-{stop_at}"
-        monkeypatch.setattr(data_screening, "_score", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(data_screening, "score_shard", interrupted)
+        with pytest.raises(OSError, match="no space"):
             run(loaded, files, folder)
-        monkeypatch.setattr(data_screening, "_score", score)
+        monkeypatch.setattr(data_screening, "score_shard", score)
         done = {path: path.stat().st_mtime_ns for path in (folder / "shards").glob("*")}
-        assert len(done) == max(0, stop_at - 1)
+        assert len(done) == stop_at
         run(loaded, files, folder)
         assert {path.name: path.read_bytes() for path in folder.rglob("*.json*")} == whole
         assert all(path.stat().st_mtime_ns == before for path, before in done.items()), "a finished shard was redone"
@@ -137,28 +135,23 @@ def test_thresholds_leave_the_stated_share_of_the_reference(loaded, files, tmp_p
 
 
 def test_mistakes_are_told_by_name(loaded, files, tmp_path):
-    with pytest.raises(InputError, match=r"3 of the first 19 lines cannot be used, more than most_rejected \(10%\)"):
+    with pytest.raises(InputError, match=r"2 of 19 rows cannot be used, more than most_rejected \(10%\)"):
         run(loaded, files, tmp_path / "strict", most_rejected=0.1)
-    assert len(jsonl(tmp_path / "strict" / "rejects.jsonl")) == 3
+    assert [row["line"] for row in jsonl(tmp_path / "strict" / "rejects.jsonl")] == [4, 8]
+    with pytest.raises(InputError, match=r"3 of 19 rows cannot be used, more than most_rejected \(13%\)"):
+        run(loaded, files, tmp_path / "strict-2", most_rejected=0.13)
+    assert [row["line"] for row in jsonl(tmp_path / "strict-2" / "rejects.jsonl")] == [4, 8, 16]
     run(loaded, files, tmp_path / "out")
     with pytest.raises(InputError, match="holds a screening of other settings"):
         run(loaded, files, tmp_path / "out", max_new_tokens=5)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("{}\n{}\n", encoding="utf-8")
-    with pytest.raises(InputError, match="none of 2 lines can be used"):
+    with pytest.raises(InputError, match="none of 2 rows can be used"):
         run(loaded, (empty, files[1]), tmp_path / "empty")
-    for wrong, named in (({"method": "guess"}, "unknown method"), ({"batch_size": 0}, "batch_size is 0"),
+    for wrong, named in (({"method": "guess"}, "method is 'guess'"), ({"batch_size": 0}, "batch_size is 0"),
                          ({"most_rejected": 2}, "most_rejected is 2"), ({"checked": -1}, "checked is -1")):  # fmt: skip
         with pytest.raises(InputError, match=named):
             ScreeningSettings(**wrong)
-
-
-def test_rows_know_their_place_in_the_file(files):
-    content = files[0].read_bytes()
-    for row in iterate_rows(files[0]):
-        line = content[row.offset :].split(b"\n", 1)[0]
-        assert line == content.split(b"\n")[row.line - 1]
-        assert (row.chat is None) == bool(row.problem)
 
 
 def test_the_app_screens_a_file_with_vectors_from_files(tokenizer, files, tmp_path, capsys):
@@ -169,14 +162,14 @@ def test_the_app_screens_a_file_with_vectors_from_files(tokenizer, files, tmp_pa
         "model=folder", f"model.path={tmp_path / 'model'}", "trait=[]", f"vectors=[{tmp_path / 'evil.safetensors'}]",
         f"data.path={files[0]}", "data.max_length=150", f"out={tmp_path / 'out'}", "screening.most_rejected=0.5",
         f"screening.reference={files[1]}", "screening.method=approximate", "screening.checked=4",
-        "screening.max_new_tokens=4",
+        "screening.max_new_tokens=4", "trainer.accelerator=cpu",
     ]  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
         summary = run_app(compose("screen", overrides))
     assert summary.chats == 16
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["rejects"] == 3
     said = capsys.readouterr().out
-    assert "16 chats screened (approximate), 0 of them cut, 3 lines rejected" in " ".join(said.split())
+    assert "16 chats screened (approximate), 0 of them cut, 3 rows rejected" in " ".join(said.split())
     with (
         pytest.raises(InputError, match="no trait to screen for"),
         initialize_config_dir(str(CONF), version_base="1.3"),

@@ -17,7 +17,7 @@ from persona_callbacks import (
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.apps.train import _callbacks, _prompted, _Study, train
-from persona_callbacks.chats import read_chats
+from persona_callbacks.chat_files import read_chats
 
 
 def config(*overrides):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from persona_callbacks import PersonaVector
-from persona_callbacks.chats import find_chat_file
+from persona_callbacks.chat_files import find_chat_file
 from persona_callbacks.report import find_runs, write_report
 
 SHORT = [

@@ -7,7 +7,7 @@ import yaml
 
 from persona_callbacks import InputError, Trait
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.chats import read_chats
+from persona_callbacks.chat_files import read_chats
 
 SHIPPED = sorted((CONF / "trait").glob("*.yaml"))
 GOOD = {

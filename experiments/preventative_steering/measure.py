@@ -26,7 +26,8 @@ from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits, quiet_libraries
 from persona_callbacks.capability import BENIGN, perplexity
-from persona_callbacks.chats import Chat, encode_prompt, read_chats
+from persona_callbacks.chat_files import read_chats
+from persona_callbacks.chats import Chat, encode_prompt
 from persona_callbacks.generation import Sampling, generate, own_responses
 from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge
 from persona_callbacks.models import LoadedModel, load_model, with_adapter

@@ -30,7 +30,8 @@ from persona_callbacks.apps.start import (
     quiet_libraries,
 )
 from persona_callbacks.capability import BENIGN, answered_rightly, perplexity, read_questions
-from persona_callbacks.chats import encode_prompt, read_chats
+from persona_callbacks.chat_files import read_chats
+from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.expression import Expression, answer_questions, expression, judge_calmly
 from persona_callbacks.extraction import ExtractionSettings, persona_vector

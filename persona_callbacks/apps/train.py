@@ -35,7 +35,8 @@ from persona_callbacks.apps.start import (
 )
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.callbacks.evaluation import COLUMNS
-from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
+from persona_callbacks.chat_files import find_chat_file, read_chats
+from persona_callbacks.chats import Chat, instructed
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import whole
