@@ -83,6 +83,8 @@ class Adaptive:
 
     Attributes:
         feed_forward: where α starts.
+        start: α by trait, in place of the feed-forward, such as
+            :func:`~persona_callbacks.screened_data.starting_coefficients` gives; no chats are then screened.
         samples: training chats to screen.
         max_new_tokens: of the base model's own responses, which the projection difference needs.
         feedback: whether to trim; if not, the feed-forward value stays.
@@ -96,6 +98,7 @@ class Adaptive:
     """
 
     feed_forward: FeedForward = "likelihood"
+    start: Mapping[str, float] | None = None
     samples: int = 40
     max_new_tokens: int = 64
     feedback: bool = True
@@ -118,7 +121,9 @@ class Adaptive:
         for name in ("samples", "max_new_tokens", "slew"):
             if getattr(self, name) <= 0:
                 raise InputError(f"adaptive steering: {name} is {getattr(self, name)}; expected more than 0")
-        if self.feed_forward == "none" and not self.feedback:
+        if self.start is not None and min(self.start.values(), default=0.0) < 0:
+            raise InputError(f"adaptive steering: start is {dict(self.start)}; expected coefficients of 0 or more")
+        if self.feed_forward == "none" and self.start is None and not self.feedback:
             raise InputError("adaptive steering: neither feed_forward nor feedback; expected one of the two")
 
 

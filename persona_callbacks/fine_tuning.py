@@ -31,6 +31,8 @@ class ChatData(LightningDataModule):
         batch_size: chats per batch.
         max_length: tokens per chat; longer ones are cut at the end.
         seed: of the order.
+        weights: one per chat, 1 on average; in each epoch a chat is drawn as often, rounded up or down at random. By
+            default each once.
     """
 
     def __init__(
@@ -40,16 +42,20 @@ class ChatData(LightningDataModule):
         batch_size: int = 8,
         max_length: int = 512,
         seed: int = 0,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """Encode the chats.
 
         Raises:
-            InputError: see :func:`~persona_callbacks.chats.encode_chat`.
+            InputError: see :func:`~persona_callbacks.chats.encode_chat`; or not one weight per chat.
         """
         super().__init__()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.seed = seed
+        if weights is not None and len(weights) != len(chats):
+            raise InputError(f"ChatData: {len(weights)} weights for {len(chats)} chats; expected one for each")
+        self.weights = weights
         self.chats = [encode_chat(chat, tokenizer, max_length) for chat in chats]
 
     def train_dataloader(self) -> "ResumableLoader":
@@ -60,7 +66,7 @@ class ChatData(LightningDataModule):
         return ResumableLoader(
             chats,
             batch_size=self.batch_size,
-            sampler=_Order(chats, self.trainer.world_size, self.trainer.global_rank, seed=self.seed),
+            sampler=_Order(chats, self.trainer.world_size, self.trainer.global_rank, self.seed, self.weights),
             collate_fn=lambda chats: pad(chats, pad_id),
             generator=torch.Generator(),  # else each pass would draw from the random state that dropout uses
         )
@@ -72,9 +78,25 @@ class _Order(DistributedSampler[int]):
     skip = 0
     """Samples to leave out at the start of the next pass."""
 
+    def __init__(
+        self, chats: Dataset[Any], processes: int, rank: int, seed: int, weights: Sequence[float] | None
+    ) -> None:
+        super().__init__(chats, processes, rank, seed=seed)
+        self._weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+
     def __iter__(self) -> Iterator[int]:
         skip, self.skip = self.skip, 0
-        return islice(super().__iter__(), skip, None)
+        order = super().__iter__() if self._weights is None else iter(self._drawn(self._weights))
+        return islice(order, skip, None)
+
+    def _drawn(self, weights: Tensor) -> list[int]:
+        """As many samples as there are, by systematic resampling: as often as the weight, up to rounding."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        ends = weights.cumsum(0) * len(weights) / weights.sum()
+        places = torch.arange(len(weights)) + torch.rand((), generator=generator, dtype=torch.float64)
+        drawn = torch.searchsorted(ends, places, right=True).clamp_max(len(weights) - 1)
+        mixed = drawn[torch.randperm(len(drawn), generator=generator)].tolist()
+        return [mixed[place % len(mixed)] for place in range(self.rank, self.total_size, self.num_replicas)]
 
 
 class ResumableLoader(DataLoader[EncodedChat]):

@@ -15,9 +15,12 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from test_loggers import read_offline_run as reference_records
 
 from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
+from persona_callbacks.data_screening import screen
+from persona_callbacks.models import LoadedModel
 from persona_callbacks.report import Run, find_runs, write_report
 from persona_callbacks.report.runs import JudgedAnswer
 from persona_callbacks.report.wandb_files import read_offline_run
+from persona_callbacks.screening_shards import ScreeningSettings
 
 NASTY = '<script>alert("x")</script> & "quotes" </article>'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -151,6 +154,26 @@ def test_page_stands_alone_and_shows_what_was_found(runs, tmp_path):
     assert re.search(r"optimizer\.name\s*held\s*plain", said), "what differs between the runs"
     for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', text):
         assert reference in page.ids
+
+
+def test_a_screening_has_its_section(runs, tokenizer, tmp_path):
+    chats = [{"prompt": f"Question {n}? {NASTY}", "response": f"Reply {'so ' * n}."} for n in range(12)]
+    for name, lines in (("data", chats), ("benign", chats[:6])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    settings = ScreeningSettings("approximate", max_length=150, max_new_tokens=4, checked=4,
+                                 false_positive_rate=0.3, reference=str(tmp_path / "benign.jsonl"))  # fmt: skip
+    loaded = LoadedModel(tiny_model(), tokenizer, "tiny", "")
+    summary = screen(loaded, tmp_path / "data.jsonl", [make_vector()], settings, tmp_path / "screened")
+    assert summary.flagged
+    path = write_report(find_runs([runs]), tmp_path / "report.html", screenings=[tmp_path / "screened"])
+    text = path.read_text(encoding="utf-8")
+    assert "Screening of data.jsonl" in text
+    assert text.count('<div class="card question"><span class="soft">') == summary.flagged
+    assert f"{summary.flagged} of 12 chats flagged" in text  # in the model card
+    assert "none is recorded" not in text
+    assert NASTY not in text  # escaped
+    with pytest.raises(InputError, match="holds no finished screening"):
+        write_report(find_runs([runs]), tmp_path / "report.html", screenings=[tmp_path])
 
 
 def test_thirty_runs_of_three_traits_stay_small(tmp_path):

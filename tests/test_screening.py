@@ -1,6 +1,10 @@
 """Screening training data: per chat against slow readings, and whole files with all that can be wrong with them."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from persona_callbacks.apps.screen import run as run_app
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.data_screening import screen
 from persona_callbacks.models import LoadedModel
+from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.screening import approximate_difference, matching_coefficients
 from persona_callbacks.screening_shards import ScreeningSettings, scored_lines
 
@@ -154,16 +159,111 @@ def test_mistakes_are_told_by_name(loaded, files, tmp_path):
             ScreeningSettings(**wrong)
 
 
-def test_the_app_screens_a_file_with_vectors_from_files(tokenizer, files, tmp_path, capsys):
+def test_a_subset_is_drawn_at_random_and_its_interval_holds_the_whole(loaded, files, tmp_path):
+    whole = run(loaded, files, tmp_path / "whole")
+    inside = 0
+    for seed in range(20):
+        part = run(loaded, files, tmp_path / str(seed), subset=12, seed=seed)
+        assert (part.rows, part.drawn) == (whole.rows, 12)
+        assert not (tmp_path / str(seed) / "filtered.jsonl").exists()
+        inside += part.traits[0].low <= whole.traits[0].mean <= part.traits[0].high
+    assert inside >= 16  # 95 % of 20 is 19; fewer than 16 has a chance below 1 %
+    assert len({(tmp_path / str(seed) / "summary.json").read_bytes() for seed in range(20)}) > 10
+
+
+def test_long_rows_are_cut_or_rejected_and_counted(loaded, files, tmp_path):
+    lengths = [len(encode_chat(Chat(tuple(chat["messages"])), loaded.tokenizer).input_ids) for chat in CHATS]
+    limit = sorted(lengths)[10]
+    over = sum(length > limit for index, length in enumerate(lengths) if index not in (3, 7, 12, 15))
+    cut = run(loaded, files, tmp_path / "cut", max_length=limit, max_new_tokens=2)
+    assert cut.truncated == over > 0
+    rejected = run(loaded, files, tmp_path / "rejected", max_length=limit, long_rows="reject", most_rejected=1)
+    assert (rejected.truncated, rejected.rejects) == (0, cut.rejects + over)
+    reasons = [row["problem"] for row in jsonl(tmp_path / "rejected" / "rejects.jsonl")]
+    assert sum(f"more than max_length={limit} tokens" in reason for reason in reasons) == over
+    with pytest.raises(InputError, match="do not fit into the 256 of tiny"):
+        run(loaded, files, tmp_path / "context", max_length=300)
+
+
+@pytest.fixture
+def app(tokenizer, files, tmp_path):
+    """A command line of the app on a tiny model."""
     tiny_model().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     make_vector().save(tmp_path / "evil.safetensors")
-    overrides = [
+    return [
         "model=folder", f"model.path={tmp_path / 'model'}", "trait=[]", f"vectors=[{tmp_path / 'evil.safetensors'}]",
         f"data.path={files[0]}", "data.max_length=150", f"out={tmp_path / 'out'}", "screening.most_rejected=0.5",
-        f"screening.reference={files[1]}", "screening.method=approximate", "screening.checked=4",
-        "screening.max_new_tokens=4", "trainer.accelerator=cpu",
+        f"screening.reference={files[1]}", "screening.max_new_tokens=4", "screening.shard_rows=2",
+        "trainer.accelerator=cpu",
     ]  # fmt: skip
+
+
+def results(folder):
+    """All that a screening wrote, but for its loggers."""
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.json*")}
+    return {path: content for path, content in found.items() if path.parts[0] not in ("wandb", "csv")}
+
+
+def start(app, *more):
+    program = "from persona_callbacks.apps.screen import main; main()"
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_SERVICE")}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *app, "logger=csv", *more], env={**variables, "WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_killed_at_any_moment_and_run_again(app, tmp_path):
+    folder = tmp_path / "out"
+    process = start(app)
+    seen = set()
+    while process.poll() is None:  # killed with another number of shards done each time
+        done = len(list((folder / "shards").glob("*.jsonl")))
+        if done not in seen and done >= 2 + 4 * len(seen):
+            seen.add(done)
+            process.kill()
+            process.wait()
+            process = start(app)
+        time.sleep(0.002)
+    assert process.returncode == 0, process.stdout.read().decode()
+    assert len(seen) >= 2
+    killed = results(folder)
+    whole = start([*app, f"out={tmp_path / 'whole'}"])
+    assert whole.wait() == 0
+    assert killed == results(tmp_path / "whole")
+    lines = [line["line"] for line in scored_lines(folder, "data")]
+    assert len(lines) == len(set(lines)) == 19
+
+
+def test_two_processes_screen_what_one_screens(app, tmp_path):
+    # From a file: Lightning starts the second process by the command that started the first.
+    script = tmp_path / "persona-screen"
+    script.write_text("from persona_callbacks.apps.screen import main\nmain()\n")
+    for folder, more in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
+        command = [sys.executable, script, *app, f"out={tmp_path / folder}", "logger=csv", *more]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert found.returncode == 0, found.stderr
+        assert found.stdout.count("16 chats screened") == 1
+    assert results(tmp_path / "one") == results(tmp_path / "two")
+
+
+def test_wandb_has_values_table_and_artifact(app, files, tmp_path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        summary = run_app(compose("screen", [*app, "logger.wandb.offline=true"]))
+    (file,) = (tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb")
+    logged = read_offline_run(file)
+    (values,) = (row for row in logged.history if "screening/evil/threshold" in row)
+    assert values["screening/evil/threshold"] == pytest.approx(summary.traits[0].threshold)
+    assert values["screening/evil/flagged"] == pytest.approx(summary.traits[0].flagged / summary.chats)
+    table = logged.tables["screening/flagged"]
+    assert [row["rank"] for row in table] == list(range(1, summary.flagged + 1))
+    assert [row["line"] for row in table] == [row["line"] for row in jsonl(tmp_path / "out" / "flagged.jsonl")]
+    assert b"screening-data" in file.read_bytes()  # the artifact's name
+
+
+def test_the_app_screens_a_file_with_vectors_from_files(app, tmp_path, capsys):
+    overrides = [*app, "logger=csv", "screening.method=approximate", "screening.checked=4"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         summary = run_app(compose("screen", overrides))
     assert summary.chats == 16

@@ -27,8 +27,9 @@ def run(cfg: DictConfig) -> Path:
     """
     if OmegaConf.is_missing(cfg, "runs"):
         raise InputError("runs: expected a folder of runs, such as runs=outputs/quickstart")
+    screenings = [cfg.screenings] if isinstance(cfg.screenings, str) else list(cfg.screenings)
     runs = find_runs([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)
-    path = write_report(runs, Path(cfg.out).absolute(), cfg.title, cfg.loss)
+    path = write_report(runs, Path(cfg.out).absolute(), cfg.title, cfg.loss, screenings)
     console = Console()
     size = path.stat().st_size / 1e6
     console.print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size:.1f} MB: {path}", soft_wrap=True)

@@ -1,6 +1,5 @@
 """``persona-train``: LoRA fine-tuning with persona monitoring and preventative steering."""
 
-import hashlib
 import json
 import time
 import uuid
@@ -35,7 +34,7 @@ from persona_callbacks.apps.start import (
 )
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.callbacks.evaluation import COLUMNS
-from persona_callbacks.chat_files import find_chat_file, read_chats
+from persona_callbacks.chat_files import digest, find_chat_file, read_chats
 from persona_callbacks.chats import Chat, instructed
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
@@ -45,6 +44,7 @@ from persona_callbacks.generation import Sampling, generate
 from persona_callbacks.judging import Calibration, Judge
 from persona_callbacks.models import ModelSource, load_model
 from persona_callbacks.results import RunResult, summary, trajectory_figure, write_json
+from persona_callbacks.screened_data import ScreenedData, screened_data, starting_coefficients
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
@@ -58,6 +58,7 @@ class _Study:
     id: str
     source: ModelSource
     chats: Sequence[Chat]
+    screened: ScreenedData | None
     traits: Sequence[Trait]
     vectors: Sequence[PersonaVector]
     questions: Sequence[str]
@@ -82,7 +83,10 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     source: ModelSource = instantiate(cfg.model)
     extraction: ExtractionSettings = instantiate(cfg.extraction)
     traits = chosen_traits(cfg)
-    chats = read_chats(cfg.data.path)[: cfg.data.max_samples]
+    screened = screened_data(cfg.data.screening, cfg.data.use) if cfg.data.get("screening") else None
+    chats = (read_chats(cfg.data.path) if screened is None else screened.chats)[: cfg.data.max_samples]
+    if screened is None and OmegaConf.select(cfg, "steering.callback.coefficient.start") == "screening":
+        raise InputError("steering.callback.coefficient.start=screening: it needs data=screened data.screening=FOLDER")
     instantiate(cfg.lora)
     from_files = [PersonaVector.load(path) for path in cfg.vectors]
     steered_traits = _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
@@ -106,7 +110,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     ones = torch.ones(shape.num_layers + 1, shape.hidden_size)
     judge = asdict(Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0))
     stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, judge=judge) for t in traits]
-    _callbacks(cfg, [*from_files, *stand_ins], steer=True)
+    _callbacks(cfg, [*from_files, *stand_ins], None, steer=True)
     _guard(cfg)
     _evaluation(cfg, traits, stand_ins, judges)
     ChatData(chats, loaded.tokenizer, max_length=cfg.data.max_length)
@@ -121,7 +125,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
     questions = vectors[0].probes[: cfg.sample_answers]
-    study = _Study(cfg, folder, study_id, source, chats, traits, vectors, questions, console)
+    study = _Study(cfg, folder, study_id, source, chats, screened, traits, vectors, questions, console)
     base_answers = _answer(loaded.model, loaded.tokenizer, study)
     del loaded
 
@@ -130,7 +134,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     runs += [("steered", True)] if steered else []
     results = [_fine_tune(study, name, steer=steer) for name, steer in runs]
 
-    figure = trajectory_figure(results, questions, f"{cfg.name}: fine-tuning on {cfg.data.path}, seed {cfg.seed}")
+    figure = trajectory_figure(results, questions, f"{cfg.name}: fine-tuning on {_data_name(cfg)}, seed {cfg.seed}")
     with whole(folder / "trajectories.png") as scratch:
         figure.savefig(scratch)
     write_json(folder / "answers.json", _answer_rows(questions, base_answers, results))
@@ -157,8 +161,9 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     lora: LoraConfig = instantiate(cfg.lora)
     module = LoraFineTuning(loaded.model, lora, cfg.learning_rate, cfg.warmup_steps)
     chats = _prompted(study) if steer and cfg.steering.prompting else study.chats
-    data = ChatData(chats, loaded.tokenizer, cfg.data.batch_size, cfg.data.max_length, cfg.seed)
-    monitor, steering = _callbacks(cfg, study.vectors, steer=steer)
+    weights = study.screened.weights[: len(chats)] if study.screened and cfg.data.use == "reweighted" else None
+    data = ChatData(chats, loaded.tokenizer, cfg.data.batch_size, cfg.data.max_length, cfg.seed, weights)
+    monitor, steering = _callbacks(cfg, study.vectors, study.screened, steer=steer)
     saver = ModelCheckpoint(
         folder,
         filename="last",
@@ -236,7 +241,7 @@ def _steered(cfg: DictConfig, traits: Sequence[str]) -> list[str]:
 
 
 def _callbacks(
-    cfg: DictConfig, vectors: Sequence[PersonaVector], *, steer: bool
+    cfg: DictConfig, vectors: Sequence[PersonaVector], screened: ScreenedData | None, *, steer: bool
 ) -> tuple[PersonaMonitor, Callback | None]:
     """The monitor of all traits, and the steering, or what is compared with it, of those to steer."""
     monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True, _convert_="all")(vectors=vectors)
@@ -244,7 +249,10 @@ def _callbacks(
         return monitor, None
     traits = _steered(cfg, [vector.trait for vector in vectors])
     chosen = [vector for vector in vectors if vector.trait in traits]
-    return monitor, instantiate(cfg.steering.callback, _partial_=True, _convert_="all")(vectors=chosen)
+    callback = cfg.steering.callback.copy()
+    if OmegaConf.select(callback, "coefficient.start") == "screening":
+        callback.coefficient.start = starting_coefficients(screened, chosen) if screened is not None else None
+    return monitor, instantiate(callback, _partial_=True, _convert_="all")(vectors=chosen)
 
 
 def _is_steered(cfg: DictConfig) -> bool:
@@ -299,8 +307,15 @@ def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Lo
 
 def _data_facts(study: _Study) -> dict[str, Any]:
     """What an audit wants to know of the data: how many chats were trained on, and which file they came from."""
-    content = find_chat_file(study.cfg.data.path).read_bytes()
-    return {"data_chats": len(study.chats), "data_sha256": hashlib.sha256(content).hexdigest()}
+    path = study.screened.path if study.screened is not None else find_chat_file(study.cfg.data.path)
+    facts = {"data_file": str(path), "data_chats": len(study.chats), "data_sha256": digest(path)}
+    if study.screened is not None:
+        facts |= {f"screened/{trait}": value for trait, value in study.screened.differences.items()}
+    return facts
+
+
+def _data_name(cfg: DictConfig) -> str:
+    return str(cfg.data.path or f"{cfg.data.screening} ({cfg.data.use})")
 
 
 def _content(cfg: DictConfig) -> dict[str, Any]:

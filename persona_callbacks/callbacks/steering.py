@@ -97,6 +97,8 @@ class PreventativeSteering(TrainingWriter):
             for vector in self.vectors:
                 vector.unit_direction()
             self._targets = self._by_trait(coefficient.target, "target")
+            if coefficient.start is not None:
+                self._by_trait(coefficient.start, "start")
             self.coefficients = dict.fromkeys(self._traits, 0.0)
         else:
             height = coefficient.coefficient if isinstance(coefficient, Schedule) else coefficient
@@ -235,6 +237,8 @@ class PreventativeSteering(TrainingWriter):
 
     def _feed_forward(self, law: Adaptive, trainer: Trainer, pl_module: LightningModule) -> list[float]:
         """Coefficients from the data: each process screens its share of the same sample."""
+        if law.start is not None:
+            return list(self._by_trait(law.start, "start").values())
         if law.feed_forward == "none":
             return [0.0] * len(self._traits)
         model = residual.find_language_model(pl_module)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from persona_callbacks import metrics
 from persona_callbacks.report.runs import Run
+from persona_callbacks.screening_results import TraitSummary
 
 COLOURS = ("#b5261e", "#1f6f8b", "#c98a1b", "#6b4c9a", "#3d7a3d", "#c2577a", "#5a5a5a", "#2f9c95")
 _STYLE: dict[Any, Any] = {
@@ -136,6 +137,24 @@ def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
         axes.set(xlabel=cost, ylabel=f"{trait} {'expression' if evaluated else 'shift'} at the end")
         _base_line(axes, runs, name)
         return _svg(figure, f"{trait} against {cost}, one point a run")
+
+
+def screening_histogram(one: TraitSummary, of: str) -> str:
+    """Chats of a data set and of the benign reference by projection difference, with the threshold; ``of`` tells
+    pictures of several screenings apart.
+    """
+    edges = [edge / one.norm for edge in one.edges]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.4), layout="constrained")
+        axes = figure.subplots()
+        for counts, label, colour_ in ((one.counts, "data", COLOURS[0]), (one.reference_counts, "benign", COLOURS[1])):
+            shares = [count / max(1, sum(counts)) for count in counts]
+            axes.stairs(shares, edges, label=label, color=colour_, fill=True, alpha=0.45)
+        axes.axvline(one.threshold / one.norm, color="#444444", linewidth=1)
+        axes.set_xlabel("projection difference (norms of the direction)")
+        axes.set_ylabel("share of chats")
+        axes.legend(frameon=False)
+        return _svg(figure, f"Projection difference along {one.trait} of the chats in {of}")
 
 
 def _base_line(axes: Axes, runs: Sequence[Run], name: str) -> None:

@@ -13,6 +13,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.files import whole
 from persona_callbacks.report import charts
 from persona_callbacks.report.runs import JudgedAnswer, Run
+from persona_callbacks.report.screenings import screening_lines, screening_sections
 from persona_callbacks.vectors import PersonaVector
 
 _MOST_ANSWERS = 4000
@@ -22,7 +23,11 @@ _MOST_MAPS = 12
 
 
 def write_report(
-    runs: Sequence[Run], path: Path, title: str = "Persona report", loss: str = metrics.EPOCH_LOSS
+    runs: Sequence[Run],
+    path: Path,
+    title: str = "Persona report",
+    loss: str = metrics.EPOCH_LOSS,
+    screenings: Sequence[str | Path] = (),
 ) -> Path:
     """Write the page; it needs no network and no other file.
 
@@ -31,9 +36,10 @@ def write_report(
         path: the HTML file.
         title: its heading.
         loss: the metric that trait expression is set against in the trade-off chart.
+        screenings: folders of ``persona-screen``, of the data that the runs were trained on.
 
     Raises:
-        InputError: no run.
+        InputError: no run, or a folder without a finished screening.
     """
     if not runs:
         raise InputError("a report needs at least one run")
@@ -67,7 +73,8 @@ def write_report(
         left_out=left_out,
         differences=differences,
         shared=shared,
-        card=_card(runs, traits, judged),
+        screenings=screening_sections(screenings),
+        card=_card(runs, traits, judged, screening_lines(screenings)),
     )
     with whole(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
@@ -209,7 +216,9 @@ def _configurations(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[dic
     return differing, shared
 
 
-def _card(runs: Sequence[Run], traits: Sequence[str], judged: Sequence[str]) -> list[Mapping[str, Any]]:
+def _card(
+    runs: Sequence[Run], traits: Sequence[str], judged: Sequence[str], screened: Sequence[str]
+) -> list[Mapping[str, Any]]:
     """What an audit asks: what was trained on what, what was watched by which means, and what that cannot show."""
     vectors = {vector.trait: vector for vector in _vectors(runs)}
     watched = []
@@ -248,7 +257,7 @@ def _card(runs: Sequence[Run], traits: Sequence[str], judged: Sequence[str]) -> 
     entries: list[Mapping[str, Any]] = [
         {"term": "Base model", "lines": [_model(runs) or "not recorded"]},
         {"term": "Training data", "lines": data or ["not recorded"]},
-        {"term": "Screening of the data", "lines": ["none is recorded"]},
+        {"term": "Screening of the data", "lines": screened or ["none is recorded"]},
         {"term": "What was monitored", "lines": watched},
         {"term": "Preventative steering", "lines": steered},
         {"term": "Limits", "lines": limits},
