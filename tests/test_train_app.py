@@ -133,6 +133,7 @@ def test_vector_is_cached_with_its_evidence(finished, environment):
     assert len(vector.probes) == 20
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_and_ends_as_the_uninterrupted(finished, environment, tmp_path):
     study, _ = finished
     killed = tmp_path / "outputs" / "quickstart" / "seed-0"

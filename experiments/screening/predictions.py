@@ -15,6 +15,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,13 @@ def main(data: Path, outputs: Path) -> None:
     judge = ContrastiveJudge(
         loaded, traits[JUDGED], Calibration.from_mapping(next(v for v in vectors if v.trait == JUDGED).judge)
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, folder in sets.items():
         Console().print(name)
         result = json.loads((folder / "unsteered" / "result.json").read_text(encoding="utf-8"))
         said = _kept(
             outputs / "measured" / f"{name}.json",
-            lambda folder=folder: _expression(cfg, folder / "unsteered" / "adapter", judge, list(vectors[0].probes)),
+            partial(_expression, cfg, folder / "unsteered" / "adapter", judge, list(vectors[0].probes)),
         )
         of = [_source(chat, sources) for chat in chats[name]]
         for column, vector in enumerate(vectors):
