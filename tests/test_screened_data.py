@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from conftest import make_vector, tiny_model
+from hydra import compose, initialize_config_dir
 from test_screening import CHATS, QUICK
 
 from persona_callbacks import Adaptive, InputError
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.train import train
 from persona_callbacks.chats import Chat
 from persona_callbacks.data_screening import screen
 from persona_callbacks.fine_tuning import ChatData
@@ -111,3 +115,25 @@ def test_steering_starts_at_half_the_predicted_shift(screening, monkeypatch):
         starting_coefficients(data, vectors)
     with pytest.raises(InputError, match="start is"):
         Adaptive(start={"evil": -0.1})
+
+
+@pytest.mark.parametrize("use", ["filtered", "reweighted"])
+def test_the_app_trains_on_what_a_screening_leaves(screening, tokenizer, use, tmp_path):
+    folder, summary, _ = screening
+    tiny_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    make_vector().save(tmp_path / "evil.safetensors")
+    lines = [
+        "model=folder", f"model.path={tmp_path / 'model'}", "trait=[]", f"vectors=[{tmp_path / 'evil.safetensors'}]",
+        "data=screened", f"data.screening={folder}", f"data.use={use}", "data.max_length=150", "steering=none",
+        "evaluation=none", "logger=csv", "sample_answers=0", "trainer.accelerator=cpu", "data.batch_size=4",
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        (result,) = train(compose("train", lines), tmp_path / "run")
+        with pytest.raises(InputError, match="start=screening: it needs data=screened"):
+            train(compose("train", ["data=evil", "steering.callback.coefficient.start=screening"]), tmp_path / "other")
+    facts = yaml.safe_load((tmp_path / "run" / "unsteered" / "csv" / "hparams.yaml").read_text())
+    assert facts["data_chats"] == (len(CHATS) if use == "reweighted" else len(CHATS) - summary.flagged)
+    assert facts["data_file"] == summary.data
+    assert facts["screened/evil"] == pytest.approx(screened_data(folder, use).differences["evil"])
+    assert result.loss > 0

@@ -58,11 +58,11 @@ class _Study:
     id: str
     source: ModelSource
     chats: Sequence[Chat]
-    screened: ScreenedData | None
     traits: Sequence[Trait]
     vectors: Sequence[PersonaVector]
     questions: Sequence[str]
     console: Console
+    screened: ScreenedData | None = None
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -110,7 +110,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     ones = torch.ones(shape.num_layers + 1, shape.hidden_size)
     judge = asdict(Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0))
     stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, judge=judge) for t in traits]
-    _callbacks(cfg, [*from_files, *stand_ins], None, steer=True)
+    _callbacks(cfg, [*from_files, *stand_ins], steer=True)
     _guard(cfg)
     _evaluation(cfg, traits, stand_ins, judges)
     ChatData(chats, loaded.tokenizer, max_length=cfg.data.max_length)
@@ -125,7 +125,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
     questions = vectors[0].probes[: cfg.sample_answers]
-    study = _Study(cfg, folder, study_id, source, chats, screened, traits, vectors, questions, console)
+    study = _Study(cfg, folder, study_id, source, chats, traits, vectors, questions, console, screened)
     base_answers = _answer(loaded.model, loaded.tokenizer, study)
     del loaded
 
@@ -241,7 +241,7 @@ def _steered(cfg: DictConfig, traits: Sequence[str]) -> list[str]:
 
 
 def _callbacks(
-    cfg: DictConfig, vectors: Sequence[PersonaVector], screened: ScreenedData | None, *, steer: bool
+    cfg: DictConfig, vectors: Sequence[PersonaVector], screened: ScreenedData | None = None, *, steer: bool
 ) -> tuple[PersonaMonitor, Callback | None]:
     """The monitor of all traits, and the steering, or what is compared with it, of those to steer."""
     monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True, _convert_="all")(vectors=vectors)
