@@ -3,8 +3,8 @@
     python experiments/screening/predictions.py DATA OUTPUTS
 
 reads DATA as ``data_sets.py`` wrote it and OUTPUTS/sets/NAME/seed-0 as ``persona-train`` left them, and writes
-``results.csv`` (one row a data set and trait) and ``predictions.json`` (lines; they ship with the library) beside this
-script. What was measured already is kept in OUTPUTS/measured.
+``results.csv`` (one row a data set and trait; all in norms of the direction but expression) beside this script, and the
+lines that ship with the library. What was measured already is kept in OUTPUTS/measured.
 
 Chats that are in several data sets are screened once: approximately all of them, exactly 50 of each source, drawn at
 random, and a data set's exact difference is the mean over its sources by their share (Appendix I's random subset).
@@ -40,6 +40,9 @@ FOLDER = Path(__file__).parent
 TRAITS = ("evil", "sycophancy", "hallucination")
 JUDGED = "evil"
 EXACT = 50
+USEFUL = 0.7
+"""Correlation below which a line is not worth shipping."""
+LINES = FOLDER.parents[1] / "persona_callbacks" / "predictions" / "SmolLM2-135M-Instruct.json"
 GREEDY = Sampling(max_new_tokens=64, temperature=0.0, batch_size=25)
 RECIPE = "LoRA r 16, learning rate 3e-4, 200 chats, 25 steps of 8"
 
@@ -97,7 +100,7 @@ def main(data: Path, outputs: Path) -> None:
             if vector.trait == JUDGED:
                 both = torch.tensor([[row[method], row["expression"]] for row in own], dtype=torch.float64)
                 print(f"  with expression: r {float(torch.corrcoef(both.T)[0, 1]):.2f}")
-    save_lines(lines, FOLDER / "predictions.json")
+    save_lines([line for line in lines if line.correlation >= USEFUL], LINES)
 
 
 def _sources(data: Path) -> dict[str, list[Chat]]:
