@@ -161,6 +161,7 @@ def test_killed_run_goes_on_and_ends_as_the_uninterrupted(finished, environment,
         assert result(study, name)["evaluations"] == result(killed, name)["evaluations"]
 
 
+@pytest.mark.slow
 def test_finished_run_is_set_aside_by_the_next(finished, environment):
     study, _ = finished
     before = result(study, "steered")
