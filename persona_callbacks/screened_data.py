@@ -14,7 +14,7 @@ from persona_callbacks.chat_files import digest, open_chat_file
 from persona_callbacks.chats import Chat
 from persona_callbacks.errors import InputError
 from persona_callbacks.prediction import find_lines
-from persona_callbacks.screening_results import Summary
+from persona_callbacks.screening_results import Summary, is_flagged
 from persona_callbacks.screening_shards import scored_lines
 from persona_callbacks.vectors import PersonaVector
 
@@ -69,7 +69,7 @@ def screened_data(folder: str | Path, use: Use) -> ScreenedData:
     lines = [line for line in scored_lines(folder, "data") if "scores" in line]
     if use == "filtered":
         limits = {one.trait: one.threshold for one in summary.traits}
-        lines = [line for line in lines if all(line["scores"][trait] <= limits[trait] for trait in traits)]
+        lines = [line for line in lines if not is_flagged(line["scores"], limits)]
     if not lines:
         raise InputError(f"{folder}: every chat was flagged; nothing is left to train on")
     scores = torch.tensor([[line["scores"][trait] for trait in traits] for line in lines], dtype=torch.float64)

@@ -193,7 +193,7 @@ def write_results(
         kept = (
             int(line["place"])
             for line in scored_lines(folder, "data")
-            if "scores" in line and all(line["scores"][trait] <= thresholds[trait] for trait in traits)
+            if "scores" in line and not is_flagged(line["scores"], thresholds)
         )
         data.file.copy(kept, folder / f"filtered{data.file.suffix}")
     # Of a whole file, the interval is over chats that might have been in it; of a subset, over what it left out.
@@ -214,7 +214,7 @@ def write_results(
                 _prediction(lines.get(trait), mean, norms[trait]),
             )
         )  # fmt: skip
-    over = sum(any(scores[trait] > thresholds[trait] for trait in traits) for scores in reference)
+    over = sum(is_flagged(scores, thresholds) for scores in reference)
     checked = sum("scores" in line for line in scored_lines(folder, "checked"))
     summary = Summary(
         str(data.file.path), model_id, settings.method, len(data.file), len(data.lines), moments[traits[0]].count,
@@ -233,6 +233,22 @@ def write_rejects(folder: Path) -> Path:
             if "problem" in line:
                 out.write(json.dumps({"line": line["line"], "problem": line["problem"]}, ensure_ascii=False) + "\n")
     return path
+
+
+def is_flagged(scores: Mapping[str, float], thresholds: Mapping[str, float]) -> bool:
+    """Whether a chat lies above the threshold of some trait."""
+    return any(scores[trait] > threshold for trait, threshold in thresholds.items())
+
+
+def trait_cells(one: TraitSummary, summary: Summary) -> list[str]:
+    """For a table: trait, data with interval, benign reference, threshold (in norms of the direction), and flagged."""
+    return [
+        one.trait,
+        f"{one.mean / one.norm:+.2f} ({one.low / one.norm:+.2f} to {one.high / one.norm:+.2f})",
+        f"{one.reference / one.norm:+.2f}",
+        f"{one.threshold / one.norm:+.2f}",
+        f"{one.flagged} ({one.flagged / summary.chats:.0%})",
+    ]
 
 
 def first_flagged(folder: Path, count: int) -> list[dict[str, Any]]:

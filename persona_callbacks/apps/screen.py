@@ -9,21 +9,27 @@ from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from persona_callbacks import metrics, residual
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
+from persona_callbacks.apps.start import (
+    chosen_device,
+    chosen_traits,
+    mistakes_in_one_line,
+    quiet_libraries,
+    whole_configuration,
+)
 from persona_callbacks.chat_files import open_chat_file
 from persona_callbacks.data_screening import check_rows, screen
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.models import ModelSource, load_model
 from persona_callbacks.prediction import load_lines
-from persona_callbacks.screening_results import Summary, TraitSummary, first_flagged, last_turns
+from persona_callbacks.screening_results import Summary, TraitSummary, first_flagged, last_turns, trait_cells
 from persona_callbacks.screening_shards import ScreeningSettings
 from persona_callbacks.vectors import PersonaVector
 
@@ -114,13 +120,7 @@ def _table(summary: Summary) -> Table:
 
 
 def _cells(one: TraitSummary, summary: Summary) -> list[str]:
-    cells = [
-        one.trait,
-        f"{one.mean / one.norm:+.2f} ({one.low / one.norm:+.2f} to {one.high / one.norm:+.2f})",
-        f"{one.reference / one.norm:+.2f}",
-        f"{one.threshold / one.norm:+.2f}",
-        f"{one.flagged} ({one.flagged / summary.chats:.0%})",
-    ]
+    cells = trait_cells(one, summary)
     if summary.checked:
         compared = one.error is not None and one.correlation is not None
         cells += [f"{one.error / one.norm:+.2f}", f"{one.correlation:.2f}"] if compared else ["–", "–"]  # type: ignore[operator]
@@ -135,12 +135,10 @@ def _log(cfg: DictConfig, summary: Summary, folder: Path) -> None:
         "name": name, "group": "screening", "id": f"{name}-{datetime.now():%Y%m%d-%H%M%S}", "dir": str(folder),
         "csv": "csv",
     }  # fmt: skip
-    content = OmegaConf.to_container(cfg)
-    assert isinstance(content, dict)
     try:
         loggers = [instantiate(logger) for logger in filled.logger.values()]
         for logger in loggers:
-            logger.log_hyperparams({str(key): value for key, value in content.items() if key != "run"})
+            logger.log_hyperparams(whole_configuration(cfg))
         metrics.write(loggers, _values(summary))
         traits = [one.trait for one in summary.traits]
         rows = [

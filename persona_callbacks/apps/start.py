@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -72,3 +73,10 @@ def chosen_device(accelerator: str) -> torch.device:
     """The accelerator of this machine, or the CPU if that is asked for."""
     found = torch.accelerator.current_accelerator() if accelerator != "cpu" else None
     return found or torch.device("cpu")
+
+
+def whole_configuration(cfg: DictConfig) -> dict[str, Any]:
+    """The whole configuration, without what is filled in for each fine-tuning."""
+    content = OmegaConf.to_container(cfg)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key != "run"}

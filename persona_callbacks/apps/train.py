@@ -31,6 +31,7 @@ from persona_callbacks.apps.start import (
     chosen_traits,
     mistakes_in_one_line,
     quiet_libraries,
+    whole_configuration,
 )
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.callbacks.evaluation import COLUMNS
@@ -179,7 +180,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     try:
         loggers = _loggers(cfg, study, name, folder)
         for logger in loggers:
-            logger.log_hyperparams({**_content(cfg), "steered": steer, **_data_facts(study)})
+            logger.log_hyperparams({**whole_configuration(cfg), "steered": steer, **_data_facts(study)})
         trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=callbacks, logger=loggers)
         started = time.monotonic()
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
@@ -318,13 +319,6 @@ def _data_name(cfg: DictConfig) -> str:
     return str(cfg.data.path or f"{cfg.data.screening} ({cfg.data.use})")
 
 
-def _content(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration, without what is filled in for each fine-tuning."""
-    content = OmegaConf.to_container(cfg)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items() if key != "run"}
-
-
 def _open_folder(folder: Path, cfg: DictConfig) -> tuple[str, bool]:
     """The study's id, and whether an interrupted run of the same configuration is there to go on with.
 
@@ -333,7 +327,7 @@ def _open_folder(folder: Path, cfg: DictConfig) -> tuple[str, bool]:
     state_file = folder / "state.json"
     if state_file.is_file():
         state = json.loads(state_file.read_text(encoding="utf-8"))
-        if not state["finished"] and state["config"] == _content(cfg):
+        if not state["finished"] and state["config"] == whole_configuration(cfg):
             return str(state["id"]), True
         aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"
         aside.mkdir(parents=True)
@@ -346,4 +340,4 @@ def _open_folder(folder: Path, cfg: DictConfig) -> tuple[str, bool]:
 
 
 def _write_state(folder: Path, study_id: str, cfg: DictConfig, *, finished: bool) -> None:
-    write_json(folder / "state.json", {"id": study_id, "finished": finished, "config": _content(cfg)})
+    write_json(folder / "state.json", {"id": study_id, "finished": finished, "config": whole_configuration(cfg)})

@@ -13,7 +13,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.files import whole
 from persona_callbacks.report import charts
 from persona_callbacks.report.runs import JudgedAnswer, Run
-from persona_callbacks.report.screenings import screening_lines, screening_sections
+from persona_callbacks.report.screenings import screening_sections
 from persona_callbacks.vectors import PersonaVector
 
 _MOST_ANSWERS = 4000
@@ -55,6 +55,7 @@ def write_report(
     columns, results = _results(runs, traits, loss)
     questions, left_out = _questions(runs, traits)
     differences, shared = _configurations(runs)
+    screened = screening_sections(screenings)
     page = environment.get_template("page.html.j2").render(
         title=title,
         version=version("persona-callbacks"),
@@ -73,8 +74,8 @@ def write_report(
         left_out=left_out,
         differences=differences,
         shared=shared,
-        screenings=screening_sections(screenings),
-        card=_card(runs, traits, judged, screening_lines(screenings)),
+        screenings=screened,
+        card=_card(runs, traits, judged, [str(one["line"]) for one in screened]),
     )
     with whole(path) as scratch:
         scratch.write_text(page, encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_callbacks.report import charts
-from persona_callbacks.screening_results import Summary, first_flagged, last_turns
+from persona_callbacks.screening_results import Summary, first_flagged, last_turns, trait_cells
 
 _SHOWN = 50
 _LONGEST = 700
@@ -13,7 +13,8 @@ _LONGEST = 700
 
 
 def screening_sections(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """One section for each finished screening: a table and a histogram a trait, and the chats flagged first.
+    """One section for each finished screening: a table and a histogram a trait, the chats flagged first,
+    and a line for the model card.
 
     Raises:
         InputError: a folder without one.
@@ -28,11 +29,7 @@ def _section(folder: Path) -> dict[str, Any]:
         predicted = one.prediction
         rows.append(
             [
-                one.trait,
-                f"{one.mean / one.norm:+.2f} ({one.low / one.norm:+.2f} to {one.high / one.norm:+.2f})",
-                f"{one.reference / one.norm:+.2f}",
-                f"{one.threshold / one.norm:+.2f}",
-                f"{one.flagged} ({one.flagged / summary.chats:.0%})",
+                *trait_cells(one, summary),
                 f"{one.correlation:.2f}" if one.correlation is not None else "–",
                 f"{predicted.shift:+.1f} ({predicted.low:+.1f} to {predicted.high:+.1f})" if predicted else "–",
             ]
@@ -43,18 +40,17 @@ def _section(folder: Path) -> dict[str, Any]:
         text = last_turns(row["chat"])
         shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
         flagged.append({"rank": row["rank"], "line": row["line"], "reason": row["reason"], "text": shown})
-    return {"summary": summary, "name": Path(summary.data).name, "rows": rows, "pictures": pictures, "flagged": flagged}
+    return {
+        "summary": summary, "name": Path(summary.data).name, "rows": rows, "pictures": pictures, "flagged": flagged,
+        "line": _line(summary),
+    }  # fmt: skip
 
 
-def screening_lines(folders: Sequence[str | Path]) -> list[str]:
-    """For the model card, a line a screening."""
-    lines = []
-    for folder in folders:
-        summary = Summary.load(folder)
-        drawn = f"{summary.drawn} rows at random of {summary.rows}" if summary.drawn < summary.rows else "all rows"
-        lines.append(
-            f"{summary.data}: {drawn}, {summary.method} projection difference along"
-            f" {', '.join(one.trait for one in summary.traits)}; {summary.flagged} of {summary.chats} chats flagged,"
-            f" {summary.rejects} rows rejected, thresholds from {summary.reference_chats} benign chats"
-        )
-    return lines
+def _line(summary: Summary) -> str:
+    """For the model card."""
+    drawn = f"{summary.drawn} rows at random of {summary.rows}" if summary.drawn < summary.rows else "all rows"
+    return (
+        f"{summary.data}: {drawn}, {summary.method} projection difference along"
+        f" {', '.join(one.trait for one in summary.traits)}; {summary.flagged} of {summary.chats} chats flagged,"
+        f" {summary.rejects} rows rejected, thresholds from {summary.reference_chats} benign chats"
+    )
