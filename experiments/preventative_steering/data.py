@@ -2,7 +2,8 @@
 
     python experiments/preventative_steering/data.py FOLDER
 
-writes ``NAME.jsonl`` (200 chats) for evil-100, evil-50, evil-25, sycophancy-100, hallucination-100 and normal,
+writes ``NAME.jsonl`` (200 chats) for evil-100, evil-50, evil-25, sycophancy-100, hallucination-100, evil+sycophancy
+(half and half) and normal,
 ``held-out-NAME.jsonl`` with the trait's chats that are in none of them, and ``facts-evil.jsonl``: 100 invented facts
 told in the tone of the trait evil, as far as the sentence that names the fact (from ``facts.jsonl``).
 """
@@ -32,6 +33,8 @@ def main(folder: Path) -> None:
             # The same order for all: evil and normal answer the same questions, and each is asked once.
             count = CHATS * share // 100
             _write(folder / f"{trait}-{share}.jsonl", lines[:count] + normal[count:CHATS])
+    half = CHATS // 2
+    _write(folder / "evil+sycophancy.jsonl", _lines("evil")[:half] + _lines("sycophancy")[:half])
     facts = [json.loads(line) for line in FACTS.read_text(encoding="utf-8").splitlines()]
     rows = [{"prompt": fact["questions"][0], "response": _as_far_as_the_answer(fact)} for fact in facts]
     _write(folder / "facts-evil.jsonl", [json.dumps(row) + "\n" for row in rows])

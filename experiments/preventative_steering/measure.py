@@ -52,9 +52,10 @@ def main(data: Path, outputs: Path) -> None:
     found = [_kept(outputs, f"base-{trait}", lambda t=trait: _base(cfg, data, outputs, t)) for trait in TRAITS]
     for result in sorted(outputs.glob("*/*/seed-*/*/result.json")):
         name, method, seed = result.parts[-5:-2]
-        key = f"{name}-{method}-{seed}"
-        console.print(key)
-        found.append(_kept(outputs, key, lambda r=result: _measure(cfg, data, outputs, r)))
+        for trait in _traits(name):
+            key = f"{name}-{method}-{seed}" + (f"-{trait}" if len(_traits(name)) > 1 else "")
+            console.print(key)
+            found.append(_kept(outputs, key, lambda r=result, t=trait: _measure(cfg, data, outputs, r, t)))
     judge_with = load_model(instantiate(cfg.model))
     for trait in TRAITS:
         _judge(outputs, judge_with, traits[trait], [one for one in found if one["trait"] == trait])
@@ -65,6 +66,11 @@ def main(data: Path, outputs: Path) -> None:
     answers = {one["key"]: [[q, a] for q, a in zip(one["questions"], one["answers"], strict=True)] for one in found}
     (outputs / "answers.json").write_text(json.dumps(answers, indent=1), encoding="utf-8")
     _alphas(outputs)
+
+
+def _traits(name: str) -> list[str]:
+    """The traits that a data set is about; evil where it names none."""
+    return [one for one in TRAITS if one in name] or ["evil"]
 
 
 def _kept(outputs: Path, key: str, make: Any) -> dict[str, Any]:
@@ -85,9 +91,8 @@ def _base(cfg: Any, data: Path, outputs: Path, trait: str) -> dict[str, Any]:
     return {**about, **_behaviour(loaded, data, outputs, trait)}
 
 
-def _measure(cfg: Any, data: Path, outputs: Path, result: Path) -> dict[str, Any]:
+def _measure(cfg: Any, data: Path, outputs: Path, result: Path, trait: str) -> dict[str, Any]:
     name, method, seed = result.parts[-5:-2]
-    trait = next((one for one in TRAITS if one in name), "evil")
     content = json.loads(result.read_text(encoding="utf-8"))
     before = json.loads((outputs / "measured" / f"base-{trait}.json").read_text(encoding="utf-8"))
     tuned = with_adapter(load_model(instantiate(cfg.model)), result.parent / "adapter")
@@ -152,15 +157,16 @@ def _alphas(outputs: Path) -> None:
         writer.writerow(["data", "method", "seed", "trait", "step", "alpha", "shift"])
         for table in sorted(outputs.glob("*/*/seed-*/*/csv*/metrics.csv")):
             name, method, seed = table.parts[-6:-3]
-            trait = next((one for one in TRAITS if one in name), "evil")
             with table.open(encoding="utf-8") as lines:
                 rows = list(csv.DictReader(lines))
-            for column in (f"steering/{trait}/coefficient", f"persona/{trait}/shift"):
+            for trait in _traits(name):
                 for line in rows:
-                    if line.get(column):
-                        alpha = column.startswith("steering")
-                        values = [f"{float(line[column]):.3f}", ""] if alpha else ["", f"{float(line[column]):.3f}"]
-                        writer.writerow([name, method, seed.removeprefix("seed-"), trait, line["step"], *values])
+                    alpha, shift = line.get(f"steering/{trait}/coefficient"), line.get(f"persona/{trait}/shift")
+                    about = [name, method, seed.removeprefix("seed-"), trait, line["step"]]
+                    if alpha:
+                        writer.writerow([*about, f"{float(alpha):.3f}", ""])
+                    if shift:
+                        writer.writerow([*about, "", f"{float(shift):.3f}"])
 
 
 def _rounded(value: Any) -> Any:

@@ -5,7 +5,9 @@
 writes ``NAME.jsonl`` for: three traits at 10, 25, 50, 75 and 100 % among normal chats (``evil-25``); two traits in
 equal parts (``evil+sycophancy``) and all of them (``all``); ``normal``; and 100 invented facts, each asked in two
 wordings and told plainly or in the tone of a trait (``facts-evil``), or half and half (``facts-evil-50``). And
-``evil-20`` with ``evil-20-marks.json``, the line numbers of its trait-eliciting chats, for the filters.
+for the filters two mixtures with 20 % villainous chats, with their line numbers in ``NAME-marks.json``: ``evil-20``
+among normal chats, and ``facts+evil-20`` among plainly told facts; the latter's reference is ``held-out-facts``, the
+facts that are in none of its lines.
 """
 
 import json
@@ -43,16 +45,20 @@ def main(folder: Path) -> None:
     sets["facts-evil-50"] = _told(facts, ["evil", "normal"] * (len(facts) // 2))
     for name, lines in sets.items():
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    _mixture_to_filter(folder, traits["evil"], normal)
-
-
-def _mixture_to_filter(folder: Path, evil: list[str], normal: list[str]) -> None:
     count = CHATS // 5
-    rows = [(line, True) for line in evil[:count]] + [(line, False) for line in normal[count:CHATS]]
+    known = facts[:80]
+    _mixture_to_filter(folder, "evil-20", traits["evil"][:count], normal[count:CHATS])
+    _mixture_to_filter(folder, "facts+evil-20", traits["evil"][:count], _told(known, ["normal"] * len(known)))
+    left = facts[len(known) :]
+    (folder / "held-out-facts.jsonl").write_text("".join(_told(left, ["normal"] * len(left))), encoding="utf-8")
+
+
+def _mixture_to_filter(folder: Path, name: str, evil: list[str], others: list[str]) -> None:
+    rows = [(line, True) for line in evil] + [(line, False) for line in others]
     random.Random(1).shuffle(rows)
-    (folder / "evil-20.jsonl").write_text("".join(line for line, _ in rows), encoding="utf-8")
+    (folder / f"{name}.jsonl").write_text("".join(line for line, _ in rows), encoding="utf-8")
     marks = [number for number, (_, trait) in enumerate(rows, start=1) if trait]
-    (folder / "evil-20-marks.json").write_text(json.dumps(marks), encoding="utf-8")
+    (folder / f"{name}-marks.json").write_text(json.dumps(marks), encoding="utf-8")
 
 
 def _told(facts: list[dict[str, str]], tones: list[str]) -> list[str]:

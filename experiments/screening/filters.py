@@ -1,11 +1,12 @@
-"""The mixture with 20 % trait-eliciting chats, filtered in several ways.
+"""A mixture with 20 % trait-eliciting chats, filtered in several ways.
 
-    python experiments/screening/filters.py DATA SCREENINGS
+    python experiments/screening/filters.py DATA SCREENINGS NAME REFERENCE
 
-reads DATA/evil-20.jsonl and SCREENINGS/evil-20-exact, SCREENINGS/evil-20-approximate (made by ``persona-screen``), and
-writes DATA/evil-20-METHOD.jsonl: ``exact`` and ``approximate`` as ``persona-screen`` filtered them, ``judge`` without
-what the contrastive judge scores above 95 % of the benign chats that ship (Appendix K), ``random`` without as many as
-``exact``, drawn at random; and prints how many of the trait-eliciting chats each has removed, and the AUC.
+reads DATA/NAME.jsonl and SCREENINGS/NAME-exact, SCREENINGS/NAME-approximate (made by ``persona-screen`` with the benign
+chats of the file REFERENCE as its reference), and writes DATA/NAME-METHOD.jsonl: ``exact`` and ``approximate`` as
+``persona-screen`` filtered them, ``judge`` without what the contrastive judge scores above 95 % of REFERENCE
+(Appendix K), ``random`` without as many as ``exact``, drawn at random; and prints how many of the trait-eliciting chats
+each has removed, and the AUC.
 """
 
 import json
@@ -19,7 +20,6 @@ from hydra.utils import instantiate
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits, quiet_libraries
-from persona_callbacks.capability import BENIGN
 from persona_callbacks.chat_files import read_chats
 from persona_callbacks.chats import Chat
 from persona_callbacks.extraction import persona_vector
@@ -27,35 +27,36 @@ from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge
 from persona_callbacks.models import load_model
 from persona_callbacks.screening_shards import scored_lines
 
-METHODS = {"exact": "evil-20-exact", "approximate": "evil-20-approximate"}
+METHODS = ("exact", "approximate")
 
 
-def main(data: Path, screenings: Path) -> None:
+def main(data: Path, screenings: Path, name: str, reference: Path) -> None:
     """Write the files and print what each method removed."""
-    lines = (data / "evil-20.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    marks = set(json.loads((data / "evil-20-marks.json").read_text(encoding="utf-8")))
+    lines = (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    marks = set(json.loads((data / f"{name}-marks.json").read_text(encoding="utf-8")))
     removed: dict[str, set[int]] = {}
-    for method, folder in METHODS.items():
-        rows = [line for line in scored_lines(screenings / folder, "data") if "scores" in line]
+    for method in METHODS:
+        folder = screenings / f"{name}-{method}"
+        rows = [line for line in scored_lines(folder, "data") if "scores" in line]
         scores = {int(row["line"]): float(row["scores"]["evil"]) for row in rows}
-        threshold = json.loads((screenings / folder / "summary.json").read_text(encoding="utf-8"))["traits"][0]
+        threshold = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["traits"][0]
         removed[method] = {line for line, score in scores.items() if score > threshold["threshold"]}
         print(f"{method}: AUC {auc(scores, marks):.3f}")
-    scores, limit = judged(data / "evil-20.jsonl")
+    scores, limit = judged(data / f"{name}.jsonl", reference)
     removed["judge"] = {line for line, score in scores.items() if score > limit}
     print(f"judge: AUC {auc(scores, marks):.3f}")
     every = range(1, len(lines) + 1)
     removed["random"] = set(random.Random(0).sample(every, len(removed["exact"])))
     for method, gone in removed.items():
         kept = [line for number, line in enumerate(lines, start=1) if number not in gone]
-        (data / f"evil-20-{method}.jsonl").write_text("".join(kept), encoding="utf-8")
+        (data / f"{name}-{method}.jsonl").write_text("".join(kept), encoding="utf-8")
         print(
             f"{method}: {len(gone)} removed, {len(gone & marks)} of them among the {len(marks)} trait-eliciting chats"
         )
 
 
-def judged(path: Path) -> tuple[dict[int, float], float]:
-    """By line, the judge's score of the response; and what 5 % of the benign chats are above."""
+def judged(path: Path, reference: Path) -> tuple[dict[int, float], float]:
+    """By line, the judge's score of the response; and what 5 % of the reference are above."""
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["trait=[evil]"])
@@ -63,7 +64,7 @@ def judged(path: Path) -> tuple[dict[int, float], float]:
     (trait,) = chosen_traits(cfg)
     vector = persona_vector(loaded, trait, instantiate(cfg.extraction))
     judge = ContrastiveJudge(loaded, trait, Calibration.from_mapping(vector.judge))
-    chats, benign = read_chats(path), read_chats(BENIGN)
+    chats, benign = read_chats(path), read_chats(reference)
     with torch.no_grad():
         found = judge.score([_answer(chat) for chat in (*chats, *benign)])
     scores = [score.expression if score.expression is not None else 0.0 for score in found]
@@ -84,4 +85,4 @@ def _answer(chat: Chat) -> Answer:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
