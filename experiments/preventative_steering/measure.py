@@ -1,9 +1,9 @@
 """What the fine-tunings of the study came to.
 
-    python experiments/preventative_steering/measure.py DATA OUTPUTS
+    python experiments/preventative_steering/measure.py DATA OUTPUTS TABLES
 
-reads OUTPUTS/NAME/METHOD/seed-N as ``persona-train`` left them, and writes ``results.csv`` and ``alphas.csv`` beside
-this script, and OUTPUTS/answers.json. What was measured already is kept in OUTPUTS/measured, so that it can be
+reads OUTPUTS/NAME/METHOD/seed-N as ``persona-train`` left them, and writes TABLES/results.csv, TABLES/alphas.csv and
+OUTPUTS/answers.json. The traits are those whose vectors the runs have, the held-out chats DATA/held-out-TRAIT.jsonl. What was measured already is kept in OUTPUTS/measured, so that it can be
 interrupted and run again. For each adapter: shift on the probes at ``prompt_last`` and, on the model's own answers to
 them, at ``response_mean`` (activation units); trait expression of those answers by the contrastive judge (0 to 100);
 loss per token on held-out chats of the training task, and on 50 of the benign chats that ship; for facts, how many of
@@ -41,7 +41,7 @@ COLUMNS = ("data", "method", "seed", "trait", "alpha", "shift", "response shift"
            "benign loss", "facts", "facts reworded")  # fmt: skip
 
 
-def main(data: Path, outputs: Path) -> None:
+def main(data: Path, outputs: Path, tables: Path) -> None:
     """Measure every adapter that is not measured yet, judge all answers, and write the tables."""
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -49,7 +49,8 @@ def main(data: Path, outputs: Path) -> None:
     traits = {trait.name: trait for trait in chosen_traits(cfg)}
     console = Console()
     (outputs / "measured").mkdir(exist_ok=True)
-    found = [_kept(outputs, f"base-{trait}", lambda t=trait: _base(cfg, data, outputs, t)) for trait in TRAITS]
+    known = [trait for trait in TRAITS if list(outputs.glob(f"*/*/seed-*/vectors/{trait}.safetensors"))]
+    found = [_kept(outputs, f"base-{trait}", lambda t=trait: _base(cfg, data, outputs, t)) for trait in known]
     for result in sorted(outputs.glob("*/*/seed-*/*/result.json")):
         name, method, seed = result.parts[-5:-2]
         for trait in _traits(name):
@@ -57,15 +58,15 @@ def main(data: Path, outputs: Path) -> None:
             console.print(key)
             found.append(_kept(outputs, key, lambda r=result, t=trait: _measure(cfg, data, outputs, r, t)))
     judge_with = load_model(instantiate(cfg.model))
-    for trait in TRAITS:
+    for trait in known:
         _judge(outputs, judge_with, traits[trait], [one for one in found if one["trait"] == trait])
-    with (FOLDER / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    with (tables / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows([{key: _rounded(value) for key, value in one.items()} for one in found])
     answers = {one["key"]: [[q, a] for q, a in zip(one["questions"], one["answers"], strict=True)] for one in found}
     (outputs / "answers.json").write_text(json.dumps(answers, indent=1), encoding="utf-8")
-    _alphas(outputs)
+    _alphas(outputs, tables)
 
 
 def _traits(name: str) -> list[str]:
@@ -150,9 +151,9 @@ def _judge(outputs: Path, loaded: LoadedModel, trait: Trait, rows: list[dict[str
         (outputs / "measured" / f"{one['key']}.json").write_text(json.dumps(one), encoding="utf-8")
 
 
-def _alphas(outputs: Path) -> None:
+def _alphas(outputs: Path, tables: Path) -> None:
     """The coefficient after each optimizer step at which it was logged."""
-    with (FOLDER / "alphas.csv").open("w", newline="", encoding="utf-8") as file:
+    with (tables / "alphas.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["data", "method", "seed", "trait", "step", "alpha", "shift"])
         for table in sorted(outputs.glob("*/*/seed-*/*/csv*/metrics.csv")):
@@ -174,4 +175,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
