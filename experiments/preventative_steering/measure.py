@@ -3,11 +3,12 @@
     python experiments/preventative_steering/measure.py DATA OUTPUTS TABLES
 
 reads OUTPUTS/NAME/METHOD/seed-N as ``persona-train`` left them, and writes TABLES/results.csv, TABLES/alphas.csv and
-OUTPUTS/answers.json. The traits are those whose vectors the runs have, the held-out chats DATA/held-out-TRAIT.jsonl. What was measured already is kept in OUTPUTS/measured, so that it can be
-interrupted and run again. For each adapter: shift on the probes at ``prompt_last`` and, on the model's own answers to
-them, at ``response_mean`` (activation units); trait expression of those answers by the contrastive judge (0 to 100);
-loss per token on held-out chats of the training task, and on 50 of the benign chats that ship; for facts, how many of
-100 are told rightly, asked as in training and in another wording.
+OUTPUTS/answers.json. The traits are those whose vectors the runs have, the held-out chats DATA/held-out-TRAIT.jsonl.
+What was measured already is kept in OUTPUTS/measured, so that it can be interrupted and run again. For each adapter:
+shift on the probes at ``prompt_last`` and, on the model's own answers to them, at ``response_mean`` (activation units);
+trait expression of those answers by the contrastive judge (0 to 100); loss per token on held-out chats of the training
+task, and on 50 of the benign chats that ship; for facts, how many of 100 are told rightly, asked as in training and in
+another wording.
 """
 
 import csv
