@@ -2,7 +2,8 @@
 
     python experiments/preventative_steering/figures.py
 
-writes ``trajectories.png`` (shift and α through training) and ``tradeoff.png`` (trait expression against loss).
+writes ``trajectories.png`` (shift and α through training) and ``tradeoff.png`` (trait expression
+against loss).
 """
 
 import csv
@@ -57,17 +58,24 @@ def trajectories() -> None:
 
 
 def tradeoff() -> None:
-    """Trait expression against the loss on benign text, for training on evil-100."""
-    figure = Figure(figsize=(6.4, 4.4), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    for row in _rows("results.csv"):
-        if row["trait"] == "evil" and row["data"] in ("evil-100", "-") and row["expression"]:
-            x, y = float(row["benign loss"]), float(row["expression"])
-            axes.scatter([x], [y], color=_colour(row["method"]), marker="x" if row["data"] == "-" else "o")
-            if row["seed"] in ("0", "-"):
-                axes.annotate(row["method"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="loss on benign text (nats per token)", ylabel="evil expression (0-100)", ylim=(-3, 103))
-    axes.spines[["top", "right"]].set_visible(False)
+    """Trait expression against what was learned of the task and against loss on benign text, every seed a point."""
+    figure = Figure(figsize=(10, 7.6), dpi=130, layout="constrained")
+    panels: Any = figure.subplots(2, 2)
+    places = (("evil", "task"), ("evil", "benign"), ("sycophancy", "task"), ("hallucination", "task"))
+    for axes, (trait, about) in zip(panels.flat, places, strict=True):
+        for row in _rows("results.csv"):
+            if row["trait"] == trait and row["data"] in (f"{trait}-100", "-"):
+                x, y = float(row[f"{about} loss"]), float(row["expression"])
+                name, _, alpha = row["method"].partition("-")
+                axes.scatter([x], [y], color=COLOURS[name], marker="x" if row["data"] == "-" else "o", label=name)
+                if alpha and row["seed"] == "0":
+                    axes.annotate(alpha, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axes.set_title(f"training on {trait}-100", loc="left", fontsize=11)
+        axes.set(xlabel=f"{about} loss (nats per token)", ylabel=f"{trait} expression (0-100)")
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    one_each = dict(zip(names, handles, strict=True))
+    figure.legend(one_each.values(), one_each.keys(), loc="outside right center", frameon=False)
     figure.savefig(FOLDER / "tradeoff.png")
 
 
