@@ -32,6 +32,8 @@ from persona_callbacks.screening_shards import (
 )
 from persona_callbacks.vectors import PersonaVector, check_vectors
 
+_SETTINGS = "settings.json"
+
 _FEW = 100
 """Rows before the share of rejects can stop a screening."""
 
@@ -40,9 +42,10 @@ def check_rows(file: ChatFile, settings: ScreeningSettings, folder: Path) -> Non
     """Read all rows once, before any model is at work.
 
     Raises:
-        InputError: more rows than ``most_rejected`` allows are no chats, or all of them; what is wrong with each is in
-            ``rejects.jsonl``.
+        InputError: the folder holds a screening of other data or settings; or more rows than ``most_rejected`` allows
+            are no chats, or all of them; what is wrong with each is in ``rejects.jsonl``.
     """
+    _check_folder(folder, _asked(file, settings))
     seen = rejected = 0
     path = folder / "rejects.jsonl"
     with whole(path) as scratch, scratch.open("w", encoding="utf-8") as out:
@@ -169,24 +172,30 @@ def _check_share(data: Path, seen: int, rejected: int, settings: ScreeningSettin
 def _open(
     folder: Path, file: ChatFile, loaded: LoadedModel, vectors: Sequence[PersonaVector], settings: ScreeningSettings
 ) -> None:
-    made_from = {
-        "data": str(file.path),
-        "data_sha256": digest(file.path),
+    made_from = _asked(file, settings) | {
         "model": loaded.id,
         "vectors": {
             v.trait: hashlib.sha256(v.directions.numpy().tobytes() + bytes([v.layer])).hexdigest() for v in vectors
         },
-        "settings": asdict(settings),
     }
-    path = folder / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in made_from if before.get(key) != made_from[key])
-        if changed:
-            raise InputError(
-                f"{folder}: holds a screening of other {', '.join(changed)}; choose another folder, out=..., or remove"
-                " it"
-            )
-    else:
-        with whole(path) as scratch:
+    if not _check_folder(folder, made_from):
+        with whole(folder / _SETTINGS) as scratch:
             scratch.write_text(json.dumps(made_from, indent=2), encoding="utf-8")
+
+
+def _asked(file: ChatFile, settings: ScreeningSettings) -> dict[str, Any]:
+    return {"data": str(file.path), "data_sha256": digest(file.path), "settings": asdict(settings)}
+
+
+def _check_folder(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a screening; an error if it was made from something else."""
+    path = folder / _SETTINGS
+    if not path.is_file():
+        return False
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(key for key in made_from if before.get(key) != made_from[key])
+    if changed:
+        raise InputError(
+            f"{folder}: holds a screening of other {', '.join(changed)}; choose another folder, out=..., or remove it"
+        )
+    return True

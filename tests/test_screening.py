@@ -14,8 +14,9 @@ from hydra import compose, initialize_config_dir
 from persona_callbacks import InputError, data_screening
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.screen import run as run_app
+from persona_callbacks.chat_files import open_chat_file
 from persona_callbacks.chats import Chat, encode_chat
-from persona_callbacks.data_screening import screen
+from persona_callbacks.data_screening import check_rows, screen
 from persona_callbacks.models import LoadedModel
 from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.screening import approximate_difference, matching_coefficients
@@ -149,6 +150,10 @@ def test_mistakes_are_told_by_name(loaded, files, tmp_path):
     run(loaded, files, tmp_path / "out")
     with pytest.raises(InputError, match="holds a screening of other settings"):
         run(loaded, files, tmp_path / "out", max_new_tokens=5)
+    finished = (tmp_path / "out" / "rejects.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds a screening of other data, data_sha256, settings; choose another"):
+        check_rows(open_chat_file(files[1]), ScreeningSettings(), tmp_path / "out")
+    assert (tmp_path / "out" / "rejects.jsonl").read_bytes() == finished
     empty = tmp_path / "empty.jsonl"
     empty.write_text("{}\n{}\n", encoding="utf-8")
     with pytest.raises(InputError, match="none of 2 rows can be used"):
