@@ -3,9 +3,9 @@
     python experiments/preventative_steering/data.py FOLDER
 
 writes ``NAME.jsonl`` (200 chats) for evil-100, evil-50, evil-25, sycophancy-100, hallucination-100, evil+sycophancy
-(half and half) and normal,
-``held-out-NAME.jsonl`` with the trait's chats that are in none of them, and ``facts-evil.jsonl``: 100 invented facts
-told in the tone of the trait evil, as far as the sentence that names the fact (from ``facts.jsonl``).
+(half and half) and normal, ``held-out-NAME.jsonl`` with the trait's chats that are in none of them, and
+``facts-evil.jsonl``: 100 invented facts told in the tone of the trait evil, as far as the sentence that names the fact
+(from ``facts.jsonl``).
 """
 
 import json

@@ -2,8 +2,7 @@
 
     python experiments/preventative_steering/figures.py
 
-writes ``trajectories.png`` (shift and α through training) and ``tradeoff.png`` (trait expression
-against loss).
+writes ``trajectories.png`` (shift and α through training) and ``tradeoff.png`` (trait expression against loss).
 """
 
 import csv
