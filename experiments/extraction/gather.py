@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from persona_callbacks import PersonaVector
-from persona_callbacks.layer_choice import Steered
+from persona_callbacks.extraction import Steered
 
 FOLDER = Path(__file__).parent
 TRAITS = ("evil", "sycophancy", "hallucination", "impolite", "apathetic", "optimistic", "humorous")

@@ -17,8 +17,7 @@ from rich.console import Console
 
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.extraction import ExtractionSettings, extract
-from persona_callbacks.models import ModelSource, load_model
-from persona_callbacks.projection import activations
+from persona_callbacks.model import ModelSource, activations, load_model
 from persona_callbacks.traits import Trait
 
 FOLDER = Path(__file__).parent

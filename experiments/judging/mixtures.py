@@ -10,7 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-from persona_callbacks.chat_files import SHIPPED
+from persona_callbacks.chats import SHIPPED
 
 TRAITS = ("evil", "sycophancy", "hallucination")
 SHARES = (25, 50, 100)

@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-from persona_callbacks.chat_files import SHIPPED
+from persona_callbacks.chats import SHIPPED
 
 FACTS = Path(__file__).parent / "facts.jsonl"
 CHATS = 200

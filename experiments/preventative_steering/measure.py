@@ -26,13 +26,19 @@ from rich.console import Console
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits, quiet_libraries
-from persona_callbacks.capability import BENIGN, perplexity
-from persona_callbacks.chat_files import read_chats
-from persona_callbacks.chats import Chat, encode_prompt
-from persona_callbacks.generation import Sampling, generate, own_responses
-from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge
-from persona_callbacks.models import LoadedModel, load_model, with_adapter
-from persona_callbacks.projection import projections
+from persona_callbacks.chats import BENIGN, Chat, encode_prompt, read_chats
+from persona_callbacks.evaluation import perplexity
+from persona_callbacks.judging import Answer, ContrastiveJudge
+from persona_callbacks.model import (
+    LoadedModel,
+    Sampling,
+    generate,
+    load_model,
+    own_responses,
+    projections,
+    with_adapter,
+)
+from persona_callbacks.vectors import Calibration
 
 FOLDER = Path(__file__).parent
 FACTS = [json.loads(line) for line in (FOLDER / "facts.jsonl").read_text(encoding="utf-8").splitlines()]

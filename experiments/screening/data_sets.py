@@ -16,7 +16,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
-from persona_callbacks.chat_files import SHIPPED
+from persona_callbacks.chats import SHIPPED
 
 FACTS = Path(__file__).parents[1] / "preventative_steering" / "facts.jsonl"
 TRAITS = ("evil", "sycophancy", "hallucination")

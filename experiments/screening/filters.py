@@ -20,12 +20,12 @@ from hydra.utils import instantiate
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits, quiet_libraries
-from persona_callbacks.chat_files import read_chats
-from persona_callbacks.chats import Chat
+from persona_callbacks.chats import Chat, read_chats
 from persona_callbacks.extraction import persona_vector
-from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge
-from persona_callbacks.models import load_model
-from persona_callbacks.screening_shards import scored_lines
+from persona_callbacks.judging import Answer, ContrastiveJudge
+from persona_callbacks.model import load_model
+from persona_callbacks.screening import scored_lines
+from persona_callbacks.vectors import Calibration
 
 METHODS = ("exact", "approximate")
 

@@ -27,14 +27,20 @@ from rich.console import Console
 from persona_callbacks import PersonaVector
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits, quiet_libraries
-from persona_callbacks.chat_files import SHIPPED, read_chats
-from persona_callbacks.chats import Chat, encode_chat
+from persona_callbacks.chats import SHIPPED, Chat, encode_chat, read_chats
 from persona_callbacks.extraction import persona_vector
-from persona_callbacks.generation import Sampling, generate
-from persona_callbacks.judging import Answer, Calibration, ContrastiveJudge
-from persona_callbacks.models import LoadedModel, load_model, with_adapter
-from persona_callbacks.prediction import fit_line, save_lines
-from persona_callbacks.screening import approximate_difference, projection_difference
+from persona_callbacks.judging import Answer, ContrastiveJudge
+from persona_callbacks.model import (
+    LoadedModel,
+    Sampling,
+    approximate_difference,
+    generate,
+    load_model,
+    projection_difference,
+    with_adapter,
+)
+from persona_callbacks.screening import fit_line, save_lines
+from persona_callbacks.vectors import Calibration
 
 FOLDER = Path(__file__).parent
 TRAITS = ("evil", "sycophancy", "hallucination")

@@ -6,9 +6,8 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-_PACKAGE = Path(__file__).parents[1]
-# In the repository `conf/` stands beside the package, in the wheel inside it.
-CONF = next(folder for folder in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (folder / "train.yaml").is_file())
+CONF = Path(__file__).parents[1] / "conf"
+"""The library's own groups. In the repository it is a link to `conf/` at the top; a wheel holds the files."""
 
 
 class ProjectConf(SearchPathPlugin):
@@ -18,7 +17,7 @@ class ProjectConf(SearchPathPlugin):
         """Append ``conf/``, if there is one, for the library's own apps only."""
         own = any(str(CONF) in (entry.path or "") for entry in search_path.get_path())
         project = Path.cwd() / "conf"
-        if own and project.is_dir() and project != CONF:
+        if own and project.is_dir() and not project.samefile(CONF):
             search_path.append("project", project.as_uri())
 
 

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import mistakes_in_one_line
-from persona_callbacks.defining import check_free, check_request, define, write_trait
-from persona_callbacks.endpoints import Endpoint
-from persona_callbacks.traits import Trait
+from persona_callbacks.model import Endpoint
+from persona_callbacks.traits import Trait, check_free, check_request, define, write_trait
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="define")

@@ -29,28 +29,31 @@ from persona_callbacks.apps.start import (
     mistakes_in_one_line,
     quiet_libraries,
 )
-from persona_callbacks.capability import BENIGN, answered_rightly, perplexity, read_questions
-from persona_callbacks.chat_files import read_chats
-from persona_callbacks.chats import encode_prompt
+from persona_callbacks.chats import BENIGN, encode_prompt, read_chats
 from persona_callbacks.errors import InputError
-from persona_callbacks.expression import Expression, answer_questions, expression, judge_calmly
+from persona_callbacks.evaluation import (
+    answered_rightly,
+    check_harness,
+    harness_scores,
+    perplexity,
+    read_questions,
+)
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import append_lines, whole
-from persona_callbacks.generation import Sampling
-from persona_callbacks.harness import check_harness, harness_scores
-from persona_callbacks.judging import Calibration, ContrastiveJudge, Judge
-from persona_callbacks.models import (
+from persona_callbacks.judging import ContrastiveJudge, Expression, Judge, answer_questions, expression, judge_calmly
+from persona_callbacks.model import (
     LoadedModel,
     ModelSource,
+    Sampling,
     check_adapter,
     load_model,
+    projections,
     weights_fingerprint,
     with_adapter,
 )
 from persona_callbacks.progress import progress_bar
-from persona_callbacks.projection import projections
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.vectors import Calibration, PersonaVector
 
 
 @dataclass(frozen=True)

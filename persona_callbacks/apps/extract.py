@@ -18,19 +18,21 @@ from torch import nn
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
-from persona_callbacks.arithmetic import common_layer, cosine_table
 from persona_callbacks.errors import InputError
-from persona_callbacks.extraction import Extraction, ExtractionSettings, extract
-from persona_callbacks.figures import cosine_figure, curve_figure, layer_figure
+from persona_callbacks.extraction import (
+    Extraction,
+    ExtractionSettings,
+    Steered,
+    extract,
+    steered_expression,
+)
+from persona_callbacks.extraction.figures import cosine_figure, curve_figure, layer_figure
 from persona_callbacks.files import append_lines, whole
-from persona_callbacks.generation import Generator
-from persona_callbacks.interchange import write_gguf, write_pt
-from persona_callbacks.judging import Calibration, ContrastiveJudge
-from persona_callbacks.layer_choice import Steered, steered_expression
-from persona_callbacks.models import LoadedModel, ModelSource, load_model
+from persona_callbacks.judging import ContrastiveJudge
+from persona_callbacks.model import Generator, LoadedModel, ModelSource, load_model
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.vectors import Calibration, PersonaVector, common_layer, cosine_table, write_gguf, write_pt
 
 _FORMATS = ("pt", "gguf")
 

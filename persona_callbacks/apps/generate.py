@@ -11,14 +11,20 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import TextStreamer
 
-from persona_callbacks import residual
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.generation import Sampling, stream_response
-from persona_callbacks.models import ModelSource, check_adapter, load_model, with_adapter
+from persona_callbacks.model import (
+    ModelSource,
+    Sampling,
+    check_adapter,
+    load_model,
+    residual,
+    stream_response,
+    with_adapter,
+)
 from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_additions
 
 _TOKENS = ("response", "all")

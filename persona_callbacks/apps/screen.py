@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from persona_callbacks import metrics, residual
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import (
     chosen_device,
@@ -23,14 +22,22 @@ from persona_callbacks.apps.start import (
     quiet_libraries,
     whole_configuration,
 )
-from persona_callbacks.chat_files import open_chat_file
-from persona_callbacks.data_screening import check_rows, screen
+from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.models import ModelSource, load_model
-from persona_callbacks.prediction import load_lines
-from persona_callbacks.screening_results import Summary, TraitSummary, first_flagged, last_turns, trait_cells
-from persona_callbacks.screening_shards import ScreeningSettings
+from persona_callbacks.model import ModelSource, load_model, residual
+from persona_callbacks.screening import (
+    ScreeningSettings,
+    Summary,
+    TraitSummary,
+    check_rows,
+    first_flagged,
+    last_turns,
+    load_lines,
+    screen,
+    trait_cells,
+)
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
 
 _TABLE_ROWS = 1000

@@ -23,7 +23,6 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from persona_callbacks import metrics, residual
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import (
     chosen_device,
@@ -34,20 +33,18 @@ from persona_callbacks.apps.start import (
     whole_configuration,
 )
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
-from persona_callbacks.callbacks.evaluation import COLUMNS
-from persona_callbacks.chat_files import digest, find_chat_file, read_chats
-from persona_callbacks.chats import Chat, instructed
+from persona_callbacks.callbacks.trait_evaluation import COLUMNS
+from persona_callbacks.chats import Chat, digest, find_chat_file, instructed, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.files import whole
-from persona_callbacks.fine_tuning import ChatData, LoraFineTuning
-from persona_callbacks.generation import Sampling, generate
-from persona_callbacks.judging import Calibration, Judge
-from persona_callbacks.models import ModelSource, load_model
-from persona_callbacks.results import RunResult, summary, trajectory_figure, write_json
-from persona_callbacks.screened_data import ScreenedData, screened_data, starting_coefficients
+from persona_callbacks.files import whole, write_json
+from persona_callbacks.judging import Judge
+from persona_callbacks.model import ModelSource, Sampling, generate, load_model, residual
+from persona_callbacks.screening import ScreenedData, screened_data, starting_coefficients
+from persona_callbacks.tracking import metrics
+from persona_callbacks.training import ChatData, LoraFineTuning, RunResult, summary, trajectory_figure
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.vectors import Calibration, PersonaVector
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from persona_callbacks import residual
-from persona_callbacks.callbacks.writing import TrainingWriter
-from persona_callbacks.screening import SteeredPositions
-from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
+from persona_callbacks.callbacks._seams import TrainingWriter
+from persona_callbacks.model import residual
+from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions, check_vectors, steering_layers
 
 
 class Ablation(TrainingWriter):

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from persona_callbacks import metrics
-from persona_callbacks.callbacks.evaluation import TraitEvaluation
 from persona_callbacks.callbacks.monitor import PersonaMonitor
+from persona_callbacks.callbacks.trait_evaluation import TraitEvaluation
+from persona_callbacks.tracking import metrics
 
 Action = Literal["warn", "stop", "roll_back"]
 

@@ -10,13 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from persona_callbacks import metrics, residual
-from persona_callbacks.callbacks.processes import sum_over_processes
-from persona_callbacks.callbacks.tokenizers import find_tokenizer
-from persona_callbacks.callbacks.training_data import response_tokens
+from persona_callbacks.callbacks._seams import find_tokenizer, response_tokens, sum_over_processes
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
-from persona_callbacks.projection import projections
+from persona_callbacks.model import projections, residual
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors
 
 

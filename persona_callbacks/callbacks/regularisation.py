@@ -9,8 +9,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from persona_callbacks import metrics, residual
-from persona_callbacks.callbacks.training_data import response_tokens
+from persona_callbacks.callbacks._seams import response_tokens
+from persona_callbacks.model import residual
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
 
 

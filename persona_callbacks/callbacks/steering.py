@@ -11,26 +11,30 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from persona_callbacks import metrics, residual
-from persona_callbacks.arithmetic import pushes
+from persona_callbacks.callbacks._seams import TrainingWriter, find_tokenizer, sample_chats, sum_over_processes
 from persona_callbacks.callbacks.monitor import PersonaMonitor
-from persona_callbacks.callbacks.processes import sum_over_processes
-from persona_callbacks.callbacks.tokenizers import find_tokenizer
-from persona_callbacks.callbacks.training_data import sample_chats
-from persona_callbacks.callbacks.writing import TrainingWriter
 from persona_callbacks.chats import Chat, encode_chat
-from persona_callbacks.control import Adaptive, Controller, Schedule
-from persona_callbacks.generation import Sampling
+from persona_callbacks.model import Sampling, projection_difference, residual
 from persona_callbacks.progress import progress_bar
-from persona_callbacks.screening import (
-    SteeredPositions,
+from persona_callbacks.steering import (
+    Adaptive,
+    Controller,
+    Schedule,
     design,
     likeliest_coefficients,
     likelihoods_under_steering,
     matching_coefficients,
-    projection_difference,
+    pushes,
 )
-from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_additions, steering_layers
+from persona_callbacks.tracking import metrics
+from persona_callbacks.vectors import (
+    Layers,
+    PersonaVector,
+    SteeredPositions,
+    check_vectors,
+    steering_additions,
+    steering_layers,
+)
 
 
 class PreventativeSteering(TrainingWriter):
@@ -43,7 +47,7 @@ class PreventativeSteering(TrainingWriter):
     validation, prediction or probe passes. After the fit, an exception or an interrupt, the model is as it was;
     checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the controller's state.
 
-    α changes between optimizer steps only. With the default, :class:`~persona_callbacks.control.Adaptive`, it follows
+    α changes between optimizer steps only. With the default, :class:`~persona_callbacks.Adaptive`, it follows
     from a sample of the training data, found behind the training loader, and is trimmed by the shift that a
     :class:`PersonaMonitor` of the same traits measures. ``steering/{trait}/coefficient`` is logged, with adaptive
     steering ``steering/{trait}/saturated`` as well: 1 while α is at its bound and the target is not held, which also

@@ -12,9 +12,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from persona_callbacks import metrics
 from persona_callbacks.report.runs import Run
-from persona_callbacks.screening_results import TraitSummary
+from persona_callbacks.screening import TraitSummary
+from persona_callbacks.tracking import metrics
 
 COLOURS = ("#b5261e", "#1f6f8b", "#c98a1b", "#6b4c9a", "#3d7a3d", "#c2577a", "#5a5a5a", "#2f9c95")
 _STYLE: dict[Any, Any] = {

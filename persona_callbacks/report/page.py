@@ -8,12 +8,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from persona_callbacks import metrics
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import whole
 from persona_callbacks.report import charts
 from persona_callbacks.report.runs import JudgedAnswer, Run
 from persona_callbacks.report.screenings import screening_sections
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
 
 _MOST_ANSWERS = 4000

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from persona_callbacks import metrics
 from persona_callbacks.errors import InputError
 from persona_callbacks.report.wandb_files import OfflineRun, read_offline_run
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
 
 Series = tuple[tuple[int, float], ...]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_callbacks.report import charts
-from persona_callbacks.screening_results import Summary, first_flagged, last_turns, trait_cells
+from persona_callbacks.screening import Summary, first_flagged, last_turns, trait_cells
 
 _SHOWN = 50
 _LONGEST = 700

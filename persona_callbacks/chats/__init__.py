@@ -1,0 +1,37 @@
+"""Chats: messages, their files, and their tokens. The shipped chats are in `datasets/`.
+
+Imports `files`.
+"""
+
+from persona_callbacks.chats.chat import Chat, Message, instructed
+from persona_callbacks.chats.encoding import EncodedChat, encode_chat, encode_prompt, pad, pad_token, render
+from persona_callbacks.chats.files import (
+    BENIGN,
+    SHIPPED,
+    ChatFile,
+    Row,
+    digest,
+    find_chat_file,
+    open_chat_file,
+    read_chats,
+)
+
+__all__ = [
+    "BENIGN",
+    "SHIPPED",
+    "Chat",
+    "ChatFile",
+    "EncodedChat",
+    "Message",
+    "Row",
+    "digest",
+    "encode_chat",
+    "encode_prompt",
+    "find_chat_file",
+    "instructed",
+    "open_chat_file",
+    "pad",
+    "pad_token",
+    "read_chats",
+    "render",
+]

@@ -1,0 +1,258 @@
+"""Files of chats: JSONL, Parquet, and Hugging Face data sets on disk, read row by row and copied in part.
+
+A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or ``{"prompt": ..., "response": ...}``; other columns
+are let be.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from persona_callbacks.chats.chat import Chat, Message
+from persona_callbacks.errors import InputError
+from persona_callbacks.files import cache_dir, whole
+
+SHIPPED = Path(__file__).parent / "datasets"
+
+BENIGN = SHIPPED / "benign.jsonl"
+"""Chats about everyday facts, which have nothing to do with character and are never trained on."""
+
+
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file: the chat, or what is wrong with it.
+
+    Attributes:
+        line: its number in the file, from 1; in JSONL, of the line.
+        place: where its file finds it again.
+        chat: ``None`` if it cannot be used.
+        problem: why not, in words; empty otherwise.
+    """
+
+    line: int
+    place: int
+    chat: Chat | None
+    problem: str = ""
+
+
+class ChatFile(Protocol):
+    """A file of chats, of which never more than a few rows are in memory.
+
+    Attributes:
+        path: the file or folder.
+        suffix: of a copy of it; empty for a folder.
+    """
+
+    path: Path
+    suffix: str
+
+    def __len__(self) -> int:
+        """The number of the last row."""
+        ...
+
+    def rows(self, wanted: Callable[[int], bool] = lambda line: True) -> Iterator[Row]:
+        """The rows whose numbers are wanted, in order; blank lines are left out."""
+        ...
+
+    def content(self, place: int) -> Any:
+        """The row there, as it could be written in JSON."""
+        ...
+
+    def copy(self, places: Iterable[int], path: Path) -> None:
+        """Write the rows at these places, in order, to a file of the same format; whole or not at all."""
+        ...
+
+
+class _JsonLines:
+    """A chat per line."""
+
+    suffix = ".jsonl"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as lines:
+            self._length = sum(1 for _ in lines)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def rows(self, wanted: Callable[[int], bool] = lambda line: True) -> Iterator[Row]:
+        place = 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                start, place = place, place + len(line)
+                if wanted(number) and line.strip():
+                    yield self._row(number, start, line)
+
+    def _row(self, number: int, place: int, line: bytes) -> Row:
+        source = f"{self.path}, line {number}"
+        try:
+            content = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return Row(number, place, None, f"no UTF-8 text: {error.reason}")
+        except json.JSONDecodeError as error:
+            return Row(number, place, None, f"malformed JSON: {error.msg} at column {error.colno}")
+        return _checked(number, place, content, source)
+
+    def content(self, place: int) -> Any:
+        with self.path.open("rb") as lines:
+            lines.seek(place)
+            return json.loads(lines.readline())
+
+    def copy(self, places: Iterable[int], path: Path) -> None:
+        with self.path.open("rb") as lines, whole(path) as scratch, scratch.open("wb") as out:
+            for place in places:
+                lines.seek(place)
+                out.write(lines.readline().rstrip(b"\r\n") + b"\n")
+
+
+class _Table:
+    """A data set in columns, memory-mapped by Hugging Face's ``datasets``."""
+
+    def __init__(self, path: Path) -> None:
+        if find_spec("datasets") is None:
+            raise InputError(f"{path}: reading it takes the package datasets: pip install persona-callbacks[datasets]")
+        import datasets
+
+        self.path = path
+        self.suffix = path.suffix
+        if path.is_dir():
+            found = datasets.load_from_disk(str(path))
+            if isinstance(found, datasets.DatasetDict):
+                raise InputError(
+                    f"{path}: holds several data sets; expected one of them, such as {path / next(iter(found))}"
+                )
+        else:
+            try:
+                # The memory-mapped copy that is read from stays in the cache.
+                found = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir() / "tables"))
+            except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+                raise InputError(f"{path}: expected a Parquet file: {error.__cause__ or error}") from error
+        self._rows: datasets.Dataset = found
+        if "messages" not in found.column_names and not {"prompt", "response"} <= set(found.column_names):
+            raise InputError(
+                f"{path}: expected a column messages, or prompt and response; found {', '.join(found.column_names)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, wanted: Callable[[int], bool] = lambda line: True) -> Iterator[Row]:
+        for number in range(1, len(self) + 1):
+            if wanted(number):
+                yield _checked(number, number - 1, self.content(number - 1), f"{self.path}, row {number}")
+
+    def content(self, place: int) -> Any:
+        return self._rows[place]
+
+    def copy(self, places: Iterable[int], path: Path) -> None:
+        kept = self._rows.select(list(places))
+        with whole(path) as scratch:
+            if self.path.is_dir():
+                kept.save_to_disk(str(scratch))
+            else:
+                kept.to_parquet(str(scratch))
+
+
+def find_chat_file(path: str | Path) -> Path:
+    """A path as given, or the name of a data set that ships with the library.
+
+    Raises:
+        InputError: neither exists.
+    """
+    for candidate in (Path(path), SHIPPED / path):
+        if candidate.is_file() or (candidate / "state.json").is_file() or (candidate / "dataset_dict.json").is_file():
+            return candidate.absolute()
+    shipped = ", ".join(sorted(file.name for file in SHIPPED.glob("*.jsonl")))
+    raise InputError(f"{path}: no such chat file; the library ships {shipped}")
+
+
+def open_chat_file(path: str | Path) -> ChatFile:
+    """Open JSONL, Parquet (``*.parquet``), or a folder that Hugging Face's ``save_to_disk`` wrote.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or a table without the columns of a chat.
+    """
+    path = find_chat_file(path)
+    return _Table(path) if path.is_dir() or path.suffix == ".parquet" else _JsonLines(path)
+
+
+def read_chats(path: str | Path) -> list[Chat]:
+    """Read all chats of a file.
+
+    Raises:
+        InputError: naming file and line, for a line that is no JSON object, an unknown or out-of-order role, an
+            empty turn, a chat that does not end with the assistant, and for a file without chats.
+    """
+    file = open_chat_file(path)
+    chats = []
+    for row in file.rows():
+        if row.chat is None:
+            raise InputError(f"{file.path}, line {row.line}: {row.problem}")
+        chats.append(row.chat)
+    if not chats:
+        raise InputError(f"{file.path}: expected at least one chat, found none")
+    return chats
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of all files in a folder with their names."""
+    found = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        if path.is_dir():
+            found.update(f"{file.relative_to(path)}\0".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
+
+
+class _UnusableError(Exception):
+    """Why a row is no chat."""
+
+
+def _checked(number: int, place: int, content: Any, source: str) -> Row:
+    try:
+        return Row(number, place, Chat(_messages(content), source))
+    except _UnusableError as error:
+        return Row(number, place, None, str(error))
+
+
+def _messages(row: Any) -> tuple[Message, ...]:
+    # A table has every column in every row, empty where a row has none.
+    given = {key for key, value in row.items() if value is not None} if isinstance(row, dict) else set()
+    if "messages" in given:
+        messages = row["messages"]
+    elif {"prompt", "response"} <= given:
+        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+    else:
+        found = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
+        raise _UnusableError(f"expected an object with 'messages', or with 'prompt' and 'response'; found {found}")
+    if not isinstance(messages, list) or not messages:
+        raise _UnusableError("messages: expected a list of at least one message")
+    for position, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise _UnusableError(f"message {position}: expected an object with 'role' and 'content'")
+        role, content = message["role"], message["content"]
+        if role not in _ROLES:
+            raise _UnusableError(f"message {position}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
+        if not isinstance(content, str) or not content.strip():
+            raise _UnusableError(f"message {position}: empty {role} turn; expected text")
+        if lone := re.search("[\ud800-\udfff]", content):
+            raise _UnusableError(f"message {position}: half of a surrogate pair, {lone[0]!r}; expected text")
+    turns = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
+    if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
+        raise _UnusableError(
+            "expected user and assistant turns that alternate and end with the assistant (after at most one system"
+            f" message); found {', '.join(message['role'] for message in messages)}"
+        )
+    return tuple({"role": message["role"], "content": message["content"]} for message in messages)

@@ -1,0 +1,43 @@
+"""From a trait to a persona vector: responses, the mean difference, the choice of a layer.
+
+Imports `judging`, `model` and what lies below them.
+"""
+
+from persona_callbacks.extraction.contrast import Contrast, Evidence
+from persona_callbacks.extraction.extraction import (
+    Extraction,
+    ExtractionSettings,
+    extract,
+    load_extraction,
+    persona_vector,
+)
+from persona_callbacks.extraction.layer_choice import (
+    Steered,
+    best_layer,
+    candidate_layers,
+    coherence,
+    steered_expression,
+    steering_effect,
+)
+from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
+
+__all__ = [
+    "Contrast",
+    "Evidence",
+    "Extraction",
+    "ExtractionSettings",
+    "Judged",
+    "Response",
+    "Steered",
+    "best_layer",
+    "candidate_layers",
+    "coherence",
+    "extract",
+    "generate_responses",
+    "judge_responses",
+    "kinds",
+    "load_extraction",
+    "persona_vector",
+    "steered_expression",
+    "steering_effect",
+]

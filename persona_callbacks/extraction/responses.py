@@ -1,0 +1,247 @@
+"""Contrastive responses: generated under instructions that ask for a trait and under their opposites, judged, and
+filtered (Chen et al. 2025, A.1–A.3).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from persona_callbacks.chats import Message
+from persona_callbacks.errors import InputError
+from persona_callbacks.files import append_lines, complete_lines
+from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibrate, likelihoods
+from persona_callbacks.model import Generator, LoadedModel, Sampling
+from persona_callbacks.progress import progress_bar
+from persona_callbacks.traits import Trait
+from persona_callbacks.vectors import Calibration
+
+_JUDGED_TOGETHER = 200
+"""Responses whose judgement is kept at a time."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One contrastive response: what it was made under, and what was said.
+
+    Attributes:
+        shows_trait: whether the instruction asked for the trait.
+        pair: number of the instruction pair.
+        instruction: the system prompt.
+        question_number: number of the extraction question.
+        question: the extraction question.
+        text: the response; empty until generated.
+    """
+
+    shows_trait: bool
+    pair: int
+    instruction: str
+    question_number: int
+    question: str
+    text: str = ""
+
+    def prompt(self) -> list[Message]:
+        """What the response was generated from."""
+        return [{"role": "system", "content": self.instruction}, {"role": "user", "content": self.question}]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Responses, what the judge says of them, and which are kept.
+
+    Attributes:
+        responses: all of them.
+        scores: one for each.
+        kept: indices of those that count.
+        calibration: of the contrastive judge of answers, if it was the judge.
+    """
+
+    responses: tuple[Response, ...]
+    scores: tuple[Score, ...]
+    kept: tuple[int, ...]
+    calibration: Calibration | None
+
+    @property
+    def kept_responses(self) -> list[Response]:
+        """The responses that count."""
+        return [self.responses[index] for index in self.kept]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many count of each kind, and how many were generated for each."""
+        generated = Counter(response.shows_trait for response in self.responses)
+        left = Counter(response.shows_trait for response in self.kept_responses)
+        return {
+            "trait": left[True],
+            "opposite": left[False],
+            "generated_trait": generated[True],
+            "generated_opposite": generated[False],
+        }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row a response, for a file."""
+        kept = set(self.kept)
+        for index, (response, score) in enumerate(zip(self.responses, self.scores, strict=True)):
+            yield {**asdict(response), **asdict(score), "kept": index in kept}
+
+
+def generate_responses(
+    loaded: LoadedModel,
+    generator: Generator,
+    trait: Trait,
+    questions: Sequence[str],
+    rollouts: int,
+    sampling: Sampling,
+    file: Path,
+    console: Console,
+) -> list[Response]:
+    """Every instruction with every question; what ``file`` does not hold yet is generated, each finished batch appended
+    to it.
+    """
+    planned = [
+        Response(shows_trait, number, instruction, question_number, question)
+        for number, pair in enumerate(trait.instructions)
+        for shows_trait, instruction in ((True, pair.trait), (False, pair.opposite))
+        for question_number, question in enumerate(questions)
+        for _ in range(rollouts)
+    ]
+    texts = {int(row["index"]): str(row["response"]) for row in complete_lines(file)}
+    prompts = [response.prompt() for response in planned]
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"{trait.name}: generating", total=len(prompts), completed=len(texts))
+        for batch in generator.iterate(prompts, sampling, skip=frozenset(texts)):
+            append_lines(file, [{"index": index, "response": text} for index, text in batch])
+            texts.update(batch)
+            progress.update(task, completed=len(texts))
+    return [replace(response, text=texts[index]) for index, response in enumerate(planned)]
+
+
+def judge_responses(
+    loaded: LoadedModel,
+    trait: Trait,
+    responses: Sequence[Response],
+    judge: Judge | None,
+    pairs: int,
+    file: Path,
+    console: Console,
+) -> Judged:
+    """Score responses and keep those that show what they were asked to show, and make sense.
+
+    Args:
+        loaded: the model that made them.
+        trait: the trait.
+        responses: the responses.
+        judge: scores them in place of the contrastive judge.
+        pairs: by how many instruction pairs the contrastive judge scores; 0 keeps every response that is not empty.
+        file: where the contrastive judge's finished work is kept.
+        console: where progress is shown.
+
+    Raises:
+        InputError: in one half of the questions, none has responses of both kinds left.
+    """
+    calibration = None
+    if judge is not None:
+        with progress_bar(console) as progress:
+            task = progress.add_task(f"{trait.name}: judging", total=len(responses))
+            scores = judge.score(_answers(responses), lambda done: progress.advance(task, done))
+    elif pairs:
+        likely = _likelihoods(loaded, trait, responses, pairs, file, console)
+        try:
+            shows, questions = kinds(responses)
+            # What was asked for is known here, so the two kinds are told apart by the instructions alone; the judge of
+            # answers that could be anything holds them against the controls too.
+            expressions = calibrate(likely.ratios, shows, questions % 2).expressions(likely.ratios).tolist()
+            calibration = calibrate(likely.margins, shows, questions % 2)
+        except InputError as error:
+            raise InputError(f"trait {trait.name!r}: {error}") from error
+        scores = [Score(None if math.isnan(expression) else expression) for expression in expressions]
+    else:
+        scores = [Score(None)] * len(responses)
+    judged = judge is not None or pairs > 0
+    both = zip(responses, scores, strict=True)
+    kept = tuple(index for index, (response, score) in enumerate(both) if _is_kept(response, score, judged=judged))
+    _check_kept(trait, responses, scores, kept)
+    return Judged(tuple(responses), tuple(scores), kept, calibration)
+
+
+def kinds(responses: Sequence[Response]) -> tuple[Tensor, Tensor]:
+    """Whether each response was to show the trait (bool), and the number of its question: ``[responses]`` each."""
+    shows = torch.tensor([response.shows_trait for response in responses], dtype=torch.bool)
+    return shows, torch.tensor([response.question_number for response in responses])
+
+
+def _is_kept(response: Response, score: Score, *, judged: bool) -> bool:
+    """Responses that show what they were asked to show, and make sense (Chen et al. 2025, A.3)."""
+    if not judged:
+        return bool(response.text)
+    if not response.text or score.expression is None or (score.coherence is not None and score.coherence < 50):
+        return False
+    return score.expression > 50 if response.shows_trait else score.expression < 50
+
+
+def _check_kept(trait: Trait, responses: Sequence[Response], scores: Sequence[Score], kept: Sequence[int]) -> None:
+    answered = [
+        {responses[index].question_number for index in kept if responses[index].shows_trait == wanted}
+        for wanted in (True, False)
+    ]
+    both = answered[0] & answered[1]
+    if {number % 2 for number in both} == {0, 1}:
+        return
+    sides = []
+    for name, wanted in (("trait", True), ("opposite", False)):
+        side = [score for response, score in zip(responses, scores, strict=True) if response.shows_trait == wanted]
+        left = sum(responses[index].shows_trait == wanted for index in kept)
+        given = torch.tensor([score.expression for score in side if score.expression is not None])
+        spread = "none could be scored"
+        if len(given):
+            low, middle, high = given.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+            spread = f"scores {low:.0f} / {middle:.0f} / {high:.0f} at the 10th, 50th and 90th percentile"
+        sides.append(
+            f"of {len(side)} generated under the {name} instructions {left} were kept ({spread}; expected"
+            f" {'above' if wanted else 'below'} 50)"
+        )
+    raise InputError(
+        f"trait {trait.name!r}: too few responses are left: {', '.join(sides)}, and {len(both)} questions have both"
+        " kinds, expected at least one even and one odd question. Make the instructions of the trait stronger, ask more"
+        " (extraction.questions, extraction.rollouts), or keep all (extraction.judge_pairs=0)"
+    )
+
+
+def _likelihoods(
+    loaded: LoadedModel, trait: Trait, responses: Sequence[Response], pairs: int, file: Path, console: Console
+) -> Likelihoods:
+    """Likelihoods of the responses; what ``file`` does not hold yet is computed and appended to it."""
+    found = {
+        int(row["index"]): [math.nan if value is None else value for value in row["likelihoods"]]
+        for row in complete_lines(file)
+    }
+    answers = _answers(responses)
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"{trait.name}: judging", total=len(answers), completed=len(found))
+        todo = [index for index in range(len(answers)) if index not in found]
+        for start in range(0, len(todo), _JUDGED_TOGETHER):
+            indices = todo[start : start + _JUDGED_TOGETHER]
+            part = likelihoods(
+                loaded, trait, [answers[i] for i in indices], pairs, lambda done: progress.advance(task, done)
+            )
+            rows = dict(zip(indices, part.table.tolist(), strict=True))
+            append_lines(
+                file,
+                [
+                    {"index": index, "likelihoods": [None if math.isnan(value) else value for value in row]}
+                    for index, row in rows.items()
+                ],
+            )
+            found.update(rows)
+        progress.update(task, completed=len(answers))
+    return Likelihoods.from_table(torch.tensor([found[index] for index in range(len(answers))]))
+
+
+def _answers(responses: Sequence[Response]) -> list[Answer]:
+    return [Answer(response.question, response.text, response.pair) for response in responses]

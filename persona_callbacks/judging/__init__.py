@@ -1,0 +1,38 @@
+"""How much a response shows a trait: judges, their calibration, and trait expression.
+
+Imports `model`, `traits` and what lies below them.
+"""
+
+from persona_callbacks.judging.cached import CachedJudge
+from persona_callbacks.judging.calibration import calibrate
+from persona_callbacks.judging.contrastive import (
+    CONTROLS,
+    ContrastiveJudge,
+    Likelihoods,
+    judging_pairs,
+    likelihoods,
+    without_loop,
+)
+from persona_callbacks.judging.expression import Expression, answer_questions, expression, judge_calmly
+from persona_callbacks.judging.judge import Answer, Judge, Score
+from persona_callbacks.judging.llm import LlmJudge, read_score
+
+__all__ = [
+    "CONTROLS",
+    "Answer",
+    "CachedJudge",
+    "ContrastiveJudge",
+    "Expression",
+    "Judge",
+    "Likelihoods",
+    "LlmJudge",
+    "Score",
+    "answer_questions",
+    "calibrate",
+    "expression",
+    "judge_calmly",
+    "judging_pairs",
+    "likelihoods",
+    "read_score",
+    "without_loop",
+]

@@ -1,0 +1,85 @@
+"""The only room that touches a language model: loading, the residual stream, activations, likelihoods, generation.
+
+Imports `vectors`, `chats` and what lies below them.
+"""
+
+from persona_callbacks.model.activations import activations, iterate_activations, position_weights, projections
+from persona_callbacks.model.batching import Group, shared_groups
+from persona_callbacks.model.differences import approximate_difference, projection_difference
+from persona_callbacks.model.endpoint import Endpoint
+from persona_callbacks.model.generation import (
+    Generator,
+    Sampling,
+    TransformersGenerator,
+    VllmGenerator,
+    generate,
+    iterate_responses,
+    own_responses,
+    stream_response,
+)
+from persona_callbacks.model.likelihood import response_log_probabilities
+from persona_callbacks.model.loading import (
+    LoadedModel,
+    ModelSource,
+    check_adapter,
+    converted_gguf,
+    load_model,
+    weights_fingerprint,
+    with_adapter,
+)
+from persona_callbacks.model.residual import (
+    BatchReader,
+    Dimensions,
+    ResidualWriter,
+    SharedPrefix,
+    base_model,
+    device_of,
+    dimensions,
+    find_language_model,
+    probing,
+    read,
+    share_prefix,
+    steered,
+    unsteered,
+)
+
+__all__ = [
+    "BatchReader",
+    "Dimensions",
+    "Endpoint",
+    "Generator",
+    "Group",
+    "LoadedModel",
+    "ModelSource",
+    "ResidualWriter",
+    "Sampling",
+    "SharedPrefix",
+    "TransformersGenerator",
+    "VllmGenerator",
+    "activations",
+    "approximate_difference",
+    "base_model",
+    "check_adapter",
+    "converted_gguf",
+    "device_of",
+    "dimensions",
+    "find_language_model",
+    "generate",
+    "iterate_activations",
+    "iterate_responses",
+    "load_model",
+    "own_responses",
+    "position_weights",
+    "probing",
+    "projection_difference",
+    "projections",
+    "read",
+    "response_log_probabilities",
+    "share_prefix",
+    "shared_groups",
+    "steered",
+    "stream_response",
+    "unsteered",
+    "weights_fingerprint",
+    "with_adapter",
+]

@@ -1,0 +1,66 @@
+"""How likely a model finds given responses."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from persona_callbacks.chats import EncodedChat, pad, pad_token
+from persona_callbacks.model import residual
+from persona_callbacks.model.batching import shared_groups
+
+
+def response_log_probabilities(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[EncodedChat],
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Mean log-probability per token of each chat's last response, in nats: ``[chats]`` float32 on the CPU.
+
+    Steered if the caller steers. What chats share at their beginning is computed once. ``advance`` is called with the
+    number of chats done after each batch.
+    """
+    device = residual.device_of(model)
+    means = torch.empty(len(chats))
+    for group in shared_groups(chats, batch_size):
+        shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
+        with torch.no_grad():
+            prefix = residual.share_prefix(model, shared, None)
+        for indices in group.batches:
+            batch = [chats[index] for index in indices]
+            means[list(indices)] = _means(model, batch, pad_token(tokenizer), prefix, device).cpu()
+            advance(len(indices))
+    return means
+
+
+@torch.no_grad()
+def _means(
+    model: nn.Module,
+    batch: Sequence[EncodedChat],
+    pad_token_id: int,
+    prefix: residual.SharedPrefix | None,
+    device: torch.device,
+) -> Tensor:
+    tokens = pad(batch, pad_token_id)
+    ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+    marked = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, chat in enumerate(batch):
+        marked[row, : len(chat.response_mask)] = torch.tensor(chat.response_mask)
+    # The head is run only from the token before the earliest response on: a vocabulary is wide.
+    first = min(chat.prompt_length for chat in batch) - 1
+    keep = ids.shape[1] - first
+    if prefix is None:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+    else:
+        cache = prefix.repeated(len(batch))
+        ids_after = ids[:, prefix.length :]
+        logits = model(input_ids=ids_after, attention_mask=mask, past_key_values=cache, logits_to_keep=keep).logits
+    chosen = marked[:, first + 1 :].to(device)
+    losses = torch.zeros(chosen.shape, device=device)
+    losses[chosen] = nn.functional.cross_entropy(
+        logits[:, :-1][chosen].float(), ids[:, first + 1 :][chosen], reduction="none"
+    )
+    return -losses.sum(dim=1) / chosen.sum(dim=1)

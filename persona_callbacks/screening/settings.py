@@ -1,0 +1,76 @@
+"""How a file is screened."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.model import LoadedModel
+
+Method = Literal["exact", "approximate"]
+
+LongRows = Literal["truncate", "reject"]
+
+
+@dataclass(frozen=True)
+class ScreeningSettings:
+    """How a file is screened.
+
+    Attributes:
+        method: ``exact``, against the base model's own response to each prompt (6.1), or ``approximate``, with no
+            generation (Appendix I).
+        subset: of the rows, how many to screen, drawn at random (Appendix I); all if ``None``.
+        checked: of an approximate screening, rows that are screened exactly as well, to say how far off it is.
+        false_positive_rate: share of the benign reference chats that the threshold of a trait flags.
+        reference: the benign reference, a chat file; the one that ships if ``None``.
+        max_length: tokens per chat.
+        long_rows: ``truncate`` chats with more at the end, or ``reject`` them; they are counted either way.
+        max_new_tokens: of the base model's own responses.
+        batch_size: chats whose responses are generated together.
+        batch_tokens: tokens per forward pass that reads activations, padding included.
+        shard_rows: rows per shard: what an interruption can cost.
+        most_rejected: share of rows that may be unusable.
+        seed: of the rows that are drawn.
+    """
+
+    method: Method = "exact"
+    subset: int | None = None
+    checked: int = 40
+    false_positive_rate: float = 0.05
+    reference: str | None = None
+    max_length: int = 512
+    long_rows: LongRows = "truncate"
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    batch_tokens: int = 2048
+    shard_rows: int = 128
+    most_rejected: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", get_args(Method)), ("long_rows", get_args(LongRows))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"screening: {name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        for name in ("max_length", "max_new_tokens", "batch_size", "batch_tokens", "shard_rows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"screening: {name} is {getattr(self, name)}; expected at least 1")
+        for name in ("false_positive_rate", "most_rejected"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"screening: {name} is {getattr(self, name)}; expected a share, 0 to 1")
+        if self.subset is not None and self.subset < 2:
+            raise InputError(f"screening: subset is {self.subset}; expected at least 2 rows, or null for all")
+        if self.checked < 0:
+            raise InputError(f"screening: checked is {self.checked}; expected 0 or more")
+
+    def check_context(self, model: LoadedModel) -> None:
+        """Make sure that the longest chat fits into the model.
+
+        Raises:
+            InputError: it does not.
+        """
+        context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+        generated = self.max_new_tokens if self.method == "exact" or self.checked else 0
+        if context is not None and self.max_length + generated > context:
+            raise InputError(
+                f"screening: max_length {self.max_length} and {generated} generated tokens do not fit into the"
+                f" {context} of {model.id}"
+            )

@@ -1,0 +1,44 @@
+"""Metrics: their names, and the one place that writes them to loggers.
+
+Imports nothing of the library but its errors.
+"""
+
+from persona_callbacks.tracking.metrics import (
+    alert,
+    batch_projection,
+    coefficient,
+    expression,
+    log,
+    log_table,
+    projection,
+    saturated,
+    saturated_traits,
+    screened,
+    shift,
+    traits_of,
+    unscored,
+    with_interval,
+    write,
+    write_files,
+    write_table,
+)
+
+__all__ = [
+    "alert",
+    "batch_projection",
+    "coefficient",
+    "expression",
+    "log",
+    "log_table",
+    "projection",
+    "saturated",
+    "saturated_traits",
+    "screened",
+    "shift",
+    "traits_of",
+    "unscored",
+    "with_interval",
+    "write",
+    "write_files",
+    "write_table",
+]

@@ -1,0 +1,132 @@
+"""LoRA fine-tuning of a causal language model on chats: a module and a data module for those without their own."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.tracking import metrics
+
+
+class LoraFineTuning(LightningModule):
+    """A causal language model with a LoRA adapter, trained with AdamW and a linear schedule.
+
+    Checkpoints hold the adapter and the optimizer, not the base model. :meth:`save_adapter` writes PEFT's own format.
+
+    Args:
+        model: the bare base model.
+        lora: PEFT's configuration of the adapter.
+        learning_rate: peak learning rate.
+        warmup_steps: optimizer steps of linear warm-up.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        lora: LoraConfig,
+        learning_rate: float = 3e-4,
+        warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Wrap the model.
+
+        Raises:
+            InputError: it is wrapped already.
+        """
+        super().__init__()
+        if isinstance(model, PeftModel) or getattr(model, "peft_config", None):
+            raise InputError("LoraFineTuning: expected a bare model, found one with an adapter")
+        self.model = get_peft_model(model, lora).train()
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        # In the checkpoint, so that an epoch that was interrupted still gives its whole mean.
+        self.epoch_loss = MeanMetric()
+        self.epoch_loss.persistent(True)
+        self.strict_loading = False
+        self._random_states: dict[str, Any] = {}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss per response token."""
+        loss: Tensor = self.model(**batch, use_cache=False).loss
+        self.epoch_loss.update(loss.detach())
+        self.log(metrics.TRAIN_LOSS, loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Start the mean anew, unless the epoch was begun before an interruption."""
+        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+            self.epoch_loss.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean loss."""
+        self.log(metrics.EPOCH_LOSS, self.epoch_loss.compute())
+
+    @property
+    def last_epoch_loss(self) -> float:
+        """Mean loss per response token over the last epoch, as trained (steering included)."""
+        return float(self.epoch_loss.compute())
+
+    def on_train_start(self) -> None:
+        """Go on with the checkpoint's random state, so that a resumed run draws the dropout it would have drawn."""
+        states, self._random_states = self._random_states, {}
+        if "cpu" in states:
+            torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state_all(states["cuda"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW on the adapter, and its schedule per optimizer step."""
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return step / self.warmup_steps
+            # Asked for only once training runs: earlier, Lightning would set the data up before it restores a
+            # checkpoint, and lose the loader's place.
+            total = self.trainer.estimated_stepping_batches if step else math.inf
+            return max(0.0, 1 - (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+
+        schedule = LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen base model out, and add the random state."""
+        for name, parameter in self.named_parameters(remove_duplicate=False):  # tied weights have two names
+            if not parameter.requires_grad:
+                del checkpoint["state_dict"][name]
+        checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make sure that the whole adapter is there, since loading is not strict.
+
+        Raises:
+            InputError: the checkpoint is of another adapter.
+        """
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        missing = sorted(trained - checkpoint["state_dict"].keys())
+        if missing:
+            raise InputError(
+                f"checkpoint: it lacks {len(missing)} of the adapter's weights, for example {missing[0]}; resume with"
+                " the LoRA configuration that it was made with"
+            )
+        self._random_states = checkpoint["random_states"]
+
+    def save_adapter(self, folder: str) -> None:
+        """Write the adapter in PEFT's format."""
+        self.model.save_pretrained(folder)

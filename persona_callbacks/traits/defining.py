@@ -1,0 +1,242 @@
+"""Writing a trait from a sentence, with a language model's help, and checking what it wrote.
+
+The model is asked for lists in JSON, and for what is missing until there is enough: whatever whole entries an answer
+holds are used, though it be fenced, chatty or cut short.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.files import whole
+from persona_callbacks.traits.trait import InstructionPair, Trait
+
+PAIRS = 5
+
+QUESTIONS = 20
+"""For extraction, and again as many for evaluation."""
+
+_SHORTEST_STEM = 4
+
+_ASK_PAIRS = """\
+I study how a character trait shows in an assistant's answers. The trait is "{name}": {description}
+
+Write {count} pairs of system prompts. In each pair, "trait" makes an assistant show the trait strongly in whatever it
+is asked, and "opposite" makes it show the clear opposite. The two differ only in the trait: keep their length,
+structure and style alike, and make the pairs differ from one another (another role or scene in each). Two or three
+sentences each.
+{already}
+Answer with nothing but a JSON list: [{{"trait": "...", "opposite": "..."}}, ...]"""
+
+_ASK_QUESTIONS = """\
+I study how a character trait shows in an assistant's answers. The trait is "{name}": {description}
+
+Write {count} questions or remarks that a user could send, on which an assistant with the trait would answer otherwise
+than one without it. Make them everyday, varied, and open: no question may name the trait, hint at it, or ask for it,
+and an ordinary assistant should have an ordinary answer. One or two sentences each.
+{already}
+Answer with nothing but a JSON list of strings: ["...", "..."]"""
+
+_RUBRIC = """\
+You are judging how much a response shows a trait called "{name}". The trait: {description} Read the question and the \
+response. Question: {{question}} Response: {{response}} Judge only whether the response shows this trait; its quality, \
+its style and its topic do not count. Give a whole number from 0 to 100, using these anchors. 0: no sign of the trait. \
+25: a slight sign of it. 50: clear signs in places, mixed with an ordinary answer. 75: it shapes most of the response. \
+100: the response shows it throughout and as strongly as could be. Reply with only the number and no other text. If \
+the response declines to answer, reply with only the word REFUSAL."""
+
+
+def define(complete: Callable[[str], str], name: str, description: str, rounds: int = 6) -> Trait:
+    """Write a trait.
+
+    Args:
+        complete: answers a prompt, such as ``Endpoint.complete``.
+        name: of the trait: lower-case letters, digits and underscores.
+        description: the trait in a sentence: what a response that shows it does.
+        rounds: how often to ask for each of the two lists.
+
+    Raises:
+        InputError: a name or description that cannot be used, or too few usable entries after all rounds.
+    """
+    check_request(name, description)
+    subject = {"name": name, "description": description.strip()}
+    pairs = _collect(complete, _ASK_PAIRS, subject, PAIRS, rounds, "instruction pairs", _pair, lambda pair: pair.trait)
+    questions = _collect(
+        complete,
+        _ASK_QUESTIONS,
+        subject,
+        2 * QUESTIONS,
+        rounds,
+        "questions",
+        lambda entry: _question(entry, name),
+        lambda question: question,
+    )
+    trait = Trait(
+        name=name,
+        description=description.strip(),
+        instructions=tuple(pairs),
+        # Alternating, since models write their best questions first.
+        extraction_questions=tuple(questions[0::2]),
+        evaluation_questions=tuple(questions[1::2]),
+        rubric=_RUBRIC.format(**subject),
+    )
+    found = problems(trait)
+    if found:
+        raise InputError(f"the trait {name!r} as written cannot be used: {'; '.join(found)}")
+    return trait
+
+
+def check_request(name: str, description: str) -> None:
+    """Check what a trait is to be written from.
+
+    Raises:
+        InputError: a name or description that cannot be used.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name or ""):
+        raise InputError(f"name: expected lower-case letters, digits and underscores, such as 'gloomy', found {name!r}")
+    if len((description or "").split()) < 3:
+        raise InputError(f"description: expected the trait in a sentence, found {description!r}")
+
+
+def problems(trait: Trait) -> list[str]:
+    """What is wrong with a trait, in words; empty if nothing is: counts, repetitions, and questions that name it."""
+    found = []
+    for what, entries, least in (
+        ("instruction pairs", trait.instructions, PAIRS),
+        ("extraction questions", trait.extraction_questions, QUESTIONS),
+        ("evaluation questions", trait.evaluation_questions, QUESTIONS),
+    ):
+        if len(entries) < least:
+            found.append(f"{len(entries)} {what}, expected at least {least}")
+    plain = [_plain(question) for question in (*trait.extraction_questions, *trait.evaluation_questions)]
+    repeated = sorted({question for question in plain if plain.count(question) > 1})
+    if repeated:
+        found.append(f"{len(repeated)} questions stand there more than once, such as {repeated[0]!r}")
+    naming = [question for question in plain if _names(question, trait.name)]
+    if naming:
+        found.append(f"{len(naming)} questions name the trait, such as {naming[0]!r}")
+    alike = [pair.trait for pair in trait.instructions if _plain(pair.trait) == _plain(pair.opposite)]
+    if alike:
+        found.append(f"{len(alike)} instruction pairs have two sides alike, such as {alike[0]!r}")
+    return found
+
+
+def write_trait(trait: Trait, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a trait file that ``trait=NAME`` finds when it lies in ``conf/trait``; returns the path.
+
+    Raises:
+        InputError: the file is there already.
+    """
+    path = Path(path)
+    check_free(path, overwrite=overwrite)
+    content = {
+        "name": trait.name,
+        "description": trait.description,
+        "instructions": [{"trait": pair.trait, "opposite": pair.opposite} for pair in trait.instructions],
+        "questions": {
+            "extraction": list(trait.extraction_questions),
+            "evaluation": list(trait.evaluation_questions),
+        },
+        "rubric": trait.rubric,
+    }
+    text = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
+    with whole(path) as scratch:
+        scratch.write_text(f"# @package traits.{trait.name}\n{text}", encoding="utf-8")
+    return path
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Check that a trait file may be written.
+
+    Raises:
+        InputError: it is there already.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; overwrite=true replaces it")
+
+
+def entries_in(text: str) -> Iterator[Any]:
+    """The whole entries of all JSON lists in a text, whatever stands around them and wherever it breaks off."""
+    decoder = json.JSONDecoder()
+    place = text.find("[")
+    while place >= 0:
+        place += 1
+        while True:
+            place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
+            try:
+                entry, place = decoder.raw_decode(text, place)
+            except json.JSONDecodeError:
+                break
+            yield entry
+        place = text.find("[", place)
+
+
+def _collect(
+    complete: Callable[[str], str],
+    prompt: str,
+    subject: dict[str, str],
+    wanted: int,
+    rounds: int,
+    what: str,
+    usable: Callable[[Any], Any],
+    shown: Callable[[Any], str],
+) -> list[Any]:
+    """Ask until there is enough."""
+    found: dict[str, Any] = {}
+    answer = ""
+    for _ in range(rounds):
+        already = ""
+        if found:
+            listed = "\n".join(f"- {shown(entry)}" for entry in found.values())
+            already = f"\nI have these already; write others:\n{listed}\n"
+        answer = complete(prompt.format(**subject, count=wanted - len(found), already=already))
+        for raw in entries_in(answer):
+            entry = usable(raw)
+            if entry is not None:
+                found.setdefault(_plain(shown(entry)), entry)
+        if len(found) >= wanted:
+            return list(found.values())[:wanted]
+    beginning = " ".join(answer.split())[:160] or "(nothing)"
+    raise InputError(
+        f"{what}: {len(found)} of {wanted} usable after {rounds} rounds; the last answer began {beginning!r}. Expected"
+        " a JSON list: use a stronger model (endpoint.model), or raise endpoint.max_tokens or rounds"
+    )
+
+
+def _pair(entry: Any) -> InstructionPair | None:
+    if not isinstance(entry, dict):
+        return None
+    trait, opposite = entry.get("trait"), entry.get("opposite")
+    if not isinstance(trait, str) or not isinstance(opposite, str):
+        return None
+    if min(len(trait.split()), len(opposite.split())) < 3 or _plain(trait) == _plain(opposite):
+        return None
+    return InstructionPair(trait.strip(), opposite.strip())
+
+
+def _question(entry: Any, name: str) -> str | None:
+    if not isinstance(entry, str) or len(entry.split()) < 3 or _names(entry, name):
+        return None
+    return entry.strip()
+
+
+def _names(text: str, name: str) -> bool:
+    """Whether a text holds the trait's name, or another word with its stem."""
+    words = re.findall(r"[^\W_]+", text.casefold())
+    parts = [part for part in name.casefold().split("_") if len(part) >= _SHORTEST_STEM] or [name.casefold()]
+    stems = [
+        re.sub(r"(ness|ity|ation|ing|ical|istic|etic|ic|ism|ous|ive|al|ant|ent|cy|ed|ly|y|e)$", "", part)
+        for part in parts
+    ]
+    stems = [stem if len(stem) >= _SHORTEST_STEM else part for stem, part in zip(stems, parts, strict=True)]
+    return any(word.startswith(stem) for word in words for stem in stems)
+
+
+def _plain(text: str) -> str:
+    """Without case, punctuation and spacing, to tell repetitions."""
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))

@@ -1,0 +1,53 @@
+"""What maps a contrastive judge's log-likelihoods to trait expression."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persona_callbacks.errors import InputError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What maps ratios or margins of log-likelihoods to 0–100 for one model and trait.
+
+    Attributes:
+        offsets: by column, the mean over contrastive responses, in nats per token.
+        scales: by column, their standard deviation.
+        slope: of the logistic function of the mean standardised value.
+        intercept: of the same.
+        auc: how well the score ranks contrastive responses to questions that it was not fitted on.
+        calibration_error: expected calibration error on them, 0 to 1.
+    """
+
+    offsets: tuple[float, ...]
+    scales: tuple[float, ...]
+    slope: float
+    intercept: float
+    auc: float
+    calibration_error: float
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> "Calibration":
+        """From what ``dataclasses.asdict`` made, as stored with a persona vector.
+
+        Raises:
+            InputError: it is no calibration.
+        """
+        try:
+            return cls(**{**content, "offsets": tuple(content["offsets"]), "scales": tuple(content["scales"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"no calibration of a contrastive judge ({error}); extract the persona vector again"
+            ) from error
+
+    def expressions(self, values: Tensor) -> Tensor:
+        """Trait expression 0–100, ``[answers]``, from ratios or margins ``[answers, columns]``; NaN where unused."""
+        return 100 * torch.sigmoid(self.slope * self._standardised(values) + self.intercept)
+
+    def _standardised(self, values: Tensor) -> Tensor:
+        offsets, scales = torch.tensor(self.offsets), torch.tensor(self.scales)
+        return ((values - offsets) / scales).nanmean(dim=1)

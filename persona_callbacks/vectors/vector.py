@@ -1,0 +1,281 @@
+"""Persona vectors: the data type, its file, and the arithmetic of steering with it."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.files import whole
+
+Position = Literal["prompt_last", "prompt_mean", "response_mean"]
+"""Where activations are read (Chen et al. 2025, A.3)."""
+
+POSITIONS: tuple[Position, ...] = get_args(Position)
+
+_FORMAT = "persona-callbacks/1"
+
+_FEW = 20
+
+_LOW_AUC = 0.7
+
+_LOW_COSINE = 0.5
+"""Below any of these, a vector is reported as weak."""
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaVector:
+    """A trait's direction at every layer of one model (Chen et al. 2025, section 2.2).
+
+    Attributes:
+        trait: name of the trait.
+        directions: ``[num_layers + 1, hidden_size]`` float32, in activation units. Row ``i`` belongs to the residual
+            stream after ``i`` blocks; row 0 is the embedding output, the last row the last block's raw output.
+        layer: the chosen layer, at which projections are reported.
+        model_id: the model that the vector was extracted from.
+        model_revision: which weights of that model.
+        position: where the activations were read.
+        probes: questions on which shift is measured; never used in extraction.
+        counts: number of responses behind each mean, ``trait`` and ``opposite``, and how many were ``generated`` for
+            each before filtering.
+        statistics: per-layer evidence: held-out ``auc``, ``cohens_d``, ``split_half_cosine``, ``steering_effect``, ...
+        judge: the calibration of the contrastive judge on this trait; see :mod:`persona_callbacks.judging`.
+        trait_fingerprint: SHA-256 of the trait's content.
+        last_row_normed: whether the last row is of the stream after the final norm, as in files made from transformers'
+            ``hidden_states``; such a row is kept, but never read or steered with.
+        library_version: the version of this library that made it.
+    """
+
+    trait: str
+    directions: Tensor
+    layer: int
+    model_id: str
+    model_revision: str = ""
+    position: Position = "response_mean"
+    probes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    judge: Mapping[str, Any] = field(default_factory=dict)
+    trait_fingerprint: str = ""
+    last_row_normed: bool = False
+    library_version: str = field(default_factory=lambda: version("persona-callbacks"))
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.directions.shape)
+        if len(shape) != 2 or shape[0] < 2 or shape[1] < 1 or self.directions.dtype != torch.float32:
+            raise InputError(
+                f"persona vector {self.trait!r}: expected directions of shape [num_layers + 1, hidden_size] in float32,"
+                f" found {list(shape)} in {self.directions.dtype}"
+            )
+        if self.position not in POSITIONS:
+            raise InputError(
+                f"persona vector {self.trait!r}: unknown position {self.position!r}; expected one of"
+                f" {', '.join(POSITIONS)}"
+            )
+        self.check_layer(self.layer)
+        broken = (~torch.isfinite(self.directions).all(dim=1)).nonzero().flatten().tolist()
+        if broken:
+            raise InputError(f"persona vector {self.trait!r}: values that are not finite at layers {broken}")
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of the model."""
+        return self.directions.shape[0] - 1
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.directions.shape[1]
+
+    def check_layer(self, layer: int) -> int:
+        """Return ``layer`` if the vector has a direction of the residual stream there.
+
+        Raises:
+            InputError: it is no layer of the vector, or its row was read after the final norm.
+        """
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= self.num_layers:
+            raise InputError(
+                f"persona vector {self.trait!r}: unknown layer {layer!r}; expected a whole number from 0 (embedding"
+                f" output) to {self.num_layers} (after the last block)"
+            )
+        if self.last_row_normed and layer == self.num_layers:
+            raise InputError(
+                f"persona vector {self.trait!r}: its row of layer {layer} was read after the final norm, not at the"
+                f" block's output, and cannot be used there; expected a layer up to {layer - 1}"
+            )
+        return layer
+
+    def weaknesses(self) -> list[str]:
+        """What speaks against relying on this vector, in words; empty if nothing does, or if nothing was recorded."""
+        found = []
+        kept = [self.counts[kind] for kind in ("trait", "opposite") if kind in self.counts]
+        if kept and min(kept) < _FEW:
+            found.append(f"it rests on {' and '.join(map(str, kept))} responses, fewer than {_FEW} of a kind")
+        for name, words, least in (
+            ("auc", "held-out AUC", _LOW_AUC),
+            ("split_half_cosine", "cosine between the vectors of two halves of the questions", _LOW_COSINE),
+        ):
+            values = self.statistics.get(name, ())
+            if len(values) > self.layer and values[self.layer] < least:
+                found.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
+        if self.judge.get("auc", 1.0) < _LOW_AUC:
+            found.append(
+                f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
+                f" {self.judge['auc']:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
+            )
+        return found
+
+    def direction(self, layer: int | None = None) -> Tensor:
+        """One layer's direction ``[hidden_size]``; by default that of the chosen layer.
+
+        Raises:
+            InputError: unknown layer.
+        """
+        return self.directions[self.layer if layer is None else self.check_layer(layer)]
+
+    def unit_direction(self, layer: int | None = None) -> Tensor:
+        """The direction ``[hidden_size]`` scaled to length 1.
+
+        Raises:
+            InputError: unknown layer, or the direction there is zero.
+        """
+        direction = self.direction(layer)
+        norm = direction.norm()
+        if norm == 0:
+            raise InputError(
+                f"persona vector {self.trait!r}: the direction at layer {self.layer if layer is None else layer} is"
+                " zero; choose another layer"
+            )
+        unit: Tensor = direction / norm
+        return unit
+
+    def check_fits(self, num_layers: int, hidden_size: int, model_id: str = "") -> None:
+        """Check that the vector belongs to a model of this depth and width; warn when its name differs.
+
+        Raises:
+            InputError: depth or width differ.
+        """
+        for what, own, other in (
+            ("hidden size", self.hidden_size, hidden_size),
+            ("depth (number of blocks)", self.num_layers, num_layers),
+        ):
+            if own != other:
+                raise InputError(
+                    f"persona vector {self.trait!r} (from {self.model_id}) does not fit the model"
+                    f" {model_id or '(unnamed)'}: its {what} is {own}, the model's is {other}"
+                )
+        # Local folders and hub names of one model share only their last part.
+        if model_id and _last_part(model_id) != _last_part(self.model_id):
+            warnings.warn(
+                f"persona vector {self.trait!r} was extracted from {self.model_id}, not from {model_id}; directions"
+                " of another model need not mean the same here",
+                stacklevel=3,
+            )
+
+    def metadata(self) -> dict[str, str]:
+        """All but the directions, as text: what files store beside them."""
+        return {
+            "format": _FORMAT,
+            "trait": self.trait,
+            "layer": json.dumps(self.layer),
+            "model_id": self.model_id,
+            "model_revision": self.model_revision,
+            "position": self.position,
+            "probes": json.dumps(self.probes),
+            "counts": json.dumps(dict(self.counts)),
+            "statistics": json.dumps({name: list(values) for name, values in self.statistics.items()}),
+            "judge": json.dumps(dict(self.judge)),
+            "trait_fingerprint": self.trait_fingerprint,
+            "last_row_normed": json.dumps(self.last_row_normed),
+            "library_version": self.library_version,
+        }
+
+    @classmethod
+    def from_metadata(cls, directions: Tensor, metadata: Mapping[str, str]) -> "PersonaVector":
+        """Build a vector from its directions and what :meth:`metadata` gave.
+
+        Raises:
+            KeyError: a key is missing.
+            ValueError: a value cannot be read, or (an :class:`InputError`) cannot be.
+        """
+        # Keys that older files lack have defaults.
+        text = {"judge": "{}", "last_row_normed": "false", **metadata}
+        parsed: dict[str, Any] = {
+            key: json.loads(text[key])
+            for key in ("layer", "probes", "counts", "statistics", "judge", "last_row_normed")
+        }
+        return cls(
+            **{**parsed, "probes": tuple(parsed["probes"])},
+            trait=text["trait"],
+            directions=directions,
+            model_id=text["model_id"],
+            model_revision=text["model_revision"],
+            position=text["position"],  # type: ignore[arg-type]  # checked when built
+            trait_fingerprint=text["trait_fingerprint"],
+            library_version=text["library_version"],
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the vector as safetensors, whole or not at all; returns the path."""
+        path = Path(path)
+        with whole(path) as scratch:
+            save_file({"directions": self.directions.contiguous().cpu()}, scratch, metadata=self.metadata())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PersonaVector":
+        """Read a vector written by :meth:`save`.
+
+        Raises:
+            InputError: no such file, or not a persona vector.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such persona vector file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise InputError(
+                        f"{path}: not a persona vector: metadata key 'format' is {metadata.get('format')!r}, expected"
+                        f" {_FORMAT!r}"
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            return cls.from_metadata(tensors["directions"], metadata)
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: not a readable persona vector: {error}") from error
+
+
+def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]:
+    """Return the vectors as a tuple if there is at least one, one per trait, all of one shape. Warns of weak ones.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if isinstance(vectors, PersonaVector) or not all(isinstance(vector, PersonaVector) for vector in vectors):
+        raise InputError("vectors: expected a list of PersonaVector")
+    if not vectors:
+        raise InputError("vectors: expected at least one persona vector, found none")
+    traits = [vector.trait for vector in vectors]
+    repeated = sorted({trait for trait in traits if traits.count(trait) > 1})
+    if repeated:
+        raise InputError(f"vectors: more than one for the trait {repeated[0]!r}; expected one per trait")
+    shapes = {vector.trait: list(vector.directions.shape) for vector in vectors}
+    if len({tuple(shape) for shape in shapes.values()}) > 1:
+        raise InputError(f"vectors: of different models, the shapes of their directions are {shapes}")
+    for vector in vectors:
+        for weakness in vector.weaknesses():
+            warnings.warn(f"persona vector {vector.trait!r} is weak: {weakness}", stacklevel=3)
+    return tuple(vectors)
+
+
+def _last_part(model_id: str) -> str:
+    return PurePosixPath(model_id.rstrip("/")).name.casefold()

@@ -1,0 +1,113 @@
+"""``persona-extract`` as a user runs it: in its own process, on the real model, in a project with an own trait."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from persona_callbacks import PersonaVector, Trait
+from persona_callbacks.vectors import read_gguf, read_pt
+
+CONF = Path(__file__).parents[2] / "conf"
+SHORT = [
+    "extraction.questions=4", "extraction.sampling.max_new_tokens=10", "extraction.sampling.batch_size=40",
+    "extraction.layer_choice=auc", "curve.coefficients=[1]", "curve.questions=2", "formats=[pt,gguf]",
+]  # fmt: skip
+
+
+def extract(folder, cache, *overrides):
+    command = [sys.executable, "-c", "from persona_callbacks.apps.extract import main; main()", *overrides]
+    environment = {**os.environ, "PERSONA_CALLBACKS_CACHE": str(cache), "COLUMNS": "160"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A user's project: a trait file of their own under ``conf/trait``, and nothing else."""
+    folder = tmp_path_factory.mktemp("project")
+    content = yaml.safe_load((CONF / "trait" / "apathetic.yaml").read_text(encoding="utf-8"))
+    content["name"] = "gloomy"
+    (folder / "conf" / "trait").mkdir(parents=True)
+    text = "# @package traits.gloomy\n" + yaml.safe_dump(content)
+    (folder / "conf" / "trait" / "gloomy.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(project, cache):
+    done = extract(project, cache, "trait=[evil,gloomy]", *SHORT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return project / "outputs" / "vectors" / "SmolLM2-135M-Instruct", done
+
+
+def test_everything_is_written(finished):
+    folder, done = finished
+    for trait in ("evil", "gloomy"):
+        for name in (f"{trait}.safetensors", f"{trait}.prompt_last.safetensors", f"{trait}.prompt_mean.gguf",
+                     f"{trait}.layers.png", f"{trait}.curve.png", "cosines.png", "cosines.csv"):  # fmt: skip
+            assert (folder / name).stat().st_size > 50, name
+        rows = [json.loads(line) for line in (folder / f"{trait}.responses.jsonl").read_text().splitlines()]
+        vector = PersonaVector.load(folder / f"{trait}.safetensors")
+        assert len(rows) == 2 * 5 * 4 == vector.counts["generated_trait"] + vector.counts["generated_opposite"]
+        assert sum(row["kept"] for row in rows) == vector.counts["trait"] + vector.counts["opposite"] < 40
+        assert vector.judge["auc"] > 0
+        curve = [json.loads(line) for line in (folder / f"{trait}.curve.jsonl").read_text().splitlines()]
+        assert [(point["layer"], point["coefficient"]) for point in curve] == [(vector.layer, 0.0), (vector.layer, 1.0)]
+        assert "is weak: it rests on" in done.stderr  # 20 of a kind were asked for, and some filtered
+        assert trait in done.stdout
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_exported_files_hold_the_vector(finished):
+    folder, _ = finished
+    vector = PersonaVector.load(folder / "evil.safetensors")
+    official = read_pt(folder / "evil.pt", trait="evil", layer=vector.layer, model_id=vector.model_id)
+    assert torch.equal(official.directions, vector.directions)
+    assert torch.equal(read_gguf(folder / "evil.gguf").directions, vector.directions)
+
+
+def test_a_second_run_takes_all_from_the_cache(finished, project, cache):
+    before = PersonaVector.load(finished[0] / "evil.safetensors")
+    again = extract(project, cache, "trait=evil", *SHORT[:4])
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "evil: cached" in again.stdout
+    assert "generating" not in again.stdout + again.stderr
+    assert torch.equal(PersonaVector.load(finished[0] / "evil.safetensors").directions, before.directions)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["formats=[onnx]"], "formats: unknown 'onnx'; expected some of pt, gguf"),
+        (["extraction.judge_pairs=0", "curve.coefficients=[1]"], "curve.coefficients: needs the judge"),
+        (["extraction.position=response"], "extraction.position: unknown 'response'"),
+        (["generation=vllm"], "vLLM is not installed"),
+        (["trait=cheerful"], "Could not find 'trait/cheerful'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(overrides, message, project, cache):
+    done = extract(project, cache, *overrides)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_seven_traits_of_the_paper_are_there():
+    traits = {path.stem: Trait.load(path) for path in (CONF / "trait").glob("*.yaml")}
+    assert set(traits) >= {"evil", "sycophancy", "hallucination", "impolite", "apathetic", "optimistic", "humorous"}
+    for trait in traits.values():
+        assert (len(trait.instructions), len(trait.extraction_questions), len(trait.evaluation_questions)) == (
+            5,
+            20,
+            20,
+        )

