@@ -75,7 +75,7 @@ def compare_activations(loaded: LoadedModel, trait: Trait, rollouts: int) -> Non
         for question in trait.extraction_questions[: 20 // rollouts]
         for _ in range(rollouts)
     ]
-    texts = generate(loaded.model, loaded.tokenizer, prompts, Sampling(batch_size=80))
+    texts = generate(loaded, prompts, Sampling(batch_size=80))
     chats = [
         encode_chat(Chat((*prompt, {"role": "assistant", "content": text})), loaded.tokenizer)
         for prompt, text in zip(prompts, texts, strict=True)
@@ -84,7 +84,7 @@ def compare_activations(loaded: LoadedModel, trait: Trait, rollouts: int) -> Non
     layers = range(loaded.model.config.num_hidden_layers + 1)
 
     def ours() -> torch.Tensor:
-        return activations(loaded.model, loaded.tokenizer, chats, layers, POSITIONS)
+        return activations(loaded, chats, layers, POSITIONS)
 
     slow, fast = one_at_a_time(loaded, chats), ours().cpu()
     inner = slice(0, -1)  # transformers' last entry is after the final norm
@@ -118,7 +118,7 @@ def compare_generation(loaded: LoadedModel, trait: Trait) -> None:
 
 def _ours(loaded: LoadedModel, prompts: list[list[dict[str, str]]], sampling: Sampling) -> float:
     started = time.perf_counter()
-    texts = [text for b in iterate_responses(loaded.model, loaded.tokenizer, prompts, sampling) for _, text in b]
+    texts = [text for b in iterate_responses(loaded, prompts, sampling) for _, text in b]
     taken = time.perf_counter() - started
     return sum(len(loaded.tokenizer(text)["input_ids"]) for text in texts) / taken
 

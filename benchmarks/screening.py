@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from persona_callbacks.chats import Chat, encode_chat, read_chats, render
 from persona_callbacks.model import (
+    BatchLimits,
     LoadedModel,
     ModelSource,
     Sampling,
@@ -90,14 +91,14 @@ def seconds(work: Callable[[], object]) -> float:
 def compare(loaded: LoadedModel, chats: list[Chat], layer: int, *, exact: bool) -> None:
     """Print the ratio and the largest difference."""
     vectors = vectors_at([layer - 4, layer - 2, layer], loaded)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    tokenizer = loaded.tokenizer
 
     def ours() -> torch.Tensor:
         encoded = [encode_chat(chat, tokenizer) for chat in chats]
         if not exact:
-            return approximate_difference(model, tokenizer, encoded, vectors, 2048)
+            return approximate_difference(loaded, encoded, vectors, BatchLimits(None, 2048))
         sampling = Sampling(NEW_TOKENS, temperature=0.0, batch_size=32)
-        return projection_difference(model, tokenizer, encoded, vectors, sampling, batch_tokens=2048)[..., 0]
+        return projection_difference(loaded, encoded, vectors, sampling, limits=BatchLimits(None, 2048))[..., 0]
 
     slow, fast = straightforward(loaded, chats, vectors, exact=exact), ours()
     difference = ((slow - fast).abs() / slow.abs().amax(dim=0)).amax(dim=1)

@@ -46,7 +46,7 @@ def main(name: str, rollouts: int) -> None:
         for row in kept
     ]
     encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-    read = activations(loaded.model, loaded.tokenizer, encoded, layers, ["response_mean"])[:, 0].cpu()
+    read = activations(loaded, encoded, layers, ["response_mean"])[:, 0].cpu()
     shows = torch.tensor([row["shows_trait"] for row in kept])
     sides = read[shows], read[~shows]
     generator = torch.Generator().manual_seed(0)

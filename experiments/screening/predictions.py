@@ -31,6 +31,7 @@ from persona_callbacks.chats import SHIPPED, Chat, encode_chat, read_chats
 from persona_callbacks.extraction import persona_vector
 from persona_callbacks.judging import Answer, ContrastiveJudge
 from persona_callbacks.model import (
+    BatchLimits,
     LoadedModel,
     Sampling,
     approximate_difference,
@@ -130,10 +131,10 @@ def _screened(
     for name, chats in sources.items():
         Console().print(f"screening {name}")
         encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-        found = approximate_difference(loaded.model, loaded.tokenizer, encoded, vectors, 2048)
+        found = approximate_difference(loaded, encoded, vectors, BatchLimits(None, 2048))
         approximate |= {_key(chat): row for chat, row in zip(chats, found.tolist(), strict=True)}
         some = random.Random(0).sample(encoded, EXACT)
-        difference = projection_difference(loaded.model, loaded.tokenizer, some, vectors, GREEDY, batch_tokens=2048)
+        difference = projection_difference(loaded, some, vectors, GREEDY, limits=BatchLimits(None, 2048))
         exact[name] = difference[..., 0].mean(dim=0).tolist()
     return {"approximate": approximate, "exact": exact}
 
@@ -141,7 +142,7 @@ def _screened(
 def _expression(cfg: Any, adapter: Path, judge: ContrastiveJudge, questions: list[str]) -> dict[str, float]:
     tuned = with_adapter(load_model(instantiate(cfg.model)), adapter)
     prompts = [[{"role": "user", "content": question}] for question in questions]
-    answers = generate(tuned.model, tuned.tokenizer, prompts, GREEDY)
+    answers = generate(tuned, prompts, GREEDY)
     with torch.no_grad():
         scores = judge.score([Answer(q, a) for q, a in zip(questions, answers, strict=True)])
     own = [score.expression for score in scores if score.expression is not None]

@@ -183,7 +183,7 @@ def _evaluate(
     rows: list[dict[str, Any]] = []
     for trait, vector in zip(traits, vectors, strict=True):
         questions = trait.evaluation_questions[: cfg.evaluation.callback.questions]
-        answers = answer_questions(model.model, model.tokenizer, questions, sampling)
+        answers = answer_questions(model, questions, sampling)
         scores, error = judge_calmly(judges[trait.name], answers)
         if error is not None:
             warnings.warn(
@@ -196,13 +196,13 @@ def _evaluate(
             for answer, score in zip(answers, scores, strict=True)
         ]
         probes = [encode_prompt([{"role": "user", "content": probe}], model.tokenizer) for probe in vector.probes]
-        means[trait.name] = float(projections(model.model, model.tokenizer, probes, [vector], "prompt_last").mean())
+        means[trait.name] = float(projections(model, probes, [vector], "prompt_last").mean())
     right = benign = None
     if cfg.capability:
-        answered = answered_rightly(model.model, model.tokenizer, read_questions())
+        answered = answered_rightly(model, read_questions())
         right = sum(answered) / len(answered)
-        benign = perplexity(model.model, model.tokenizer, read_chats(BENIGN))
-    harness = harness_scores(model.model, model.tokenizer, **cfg.lm_eval) if cfg.lm_eval.tasks else {}
+        benign = perplexity(model, read_chats(BENIGN))
+    harness = harness_scores(model, **cfg.lm_eval) if cfg.lm_eval.tasks else {}
     return Evaluated(expressions, means, right, benign, harness, tuple(rows))
 
 

@@ -77,8 +77,7 @@ def run(cfg: DictConfig) -> None:
     def answer(question: str) -> None:
         messages.append({"role": "user", "content": question})
         text = stream_response(
-            loaded.model,
-            loaded.tokenizer,
+            loaded,
             messages,
             sampling,
             show,

@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from peft import LoraConfig
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import (
@@ -39,7 +38,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import whole, write_json
 from persona_callbacks.judging import Judge
-from persona_callbacks.model import ModelSource, Sampling, generate, load_model, residual
+from persona_callbacks.model import LoadedModel, ModelSource, Sampling, generate, load_model, residual
 from persona_callbacks.screening import ScreenedData, screened_data, starting_coefficients
 from persona_callbacks.tracking import metrics
 from persona_callbacks.training import ChatData, LoraFineTuning, RunResult, summary, trajectory_figure
@@ -124,7 +123,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
     questions = vectors[0].probes[: cfg.sample_answers]
     study = _Study(cfg, folder, study_id, source, chats, traits, vectors, questions, console, screened)
-    base_answers = _answer(loaded.model, loaded.tokenizer, study)
+    base_answers = _answer(loaded, study)
     del loaded
 
     steered = _is_steered(cfg)
@@ -185,7 +184,8 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         if trainer.is_global_zero:
             with whole(folder / "adapter") as scratch:
                 module.save_adapter(str(scratch))
-        answers = _answer(module.model.to(chosen_device(cfg.trainer.accelerator)), loaded.tokenizer, study)
+        tuned = LoadedModel(module.model.to(chosen_device(cfg.trainer.accelerator)), loaded.tokenizer)
+        answers = _answer(tuned, study)
         metrics.log_table(trainer, "answers", ["question", "answer"], [*zip(study.questions, answers, strict=True)])
         coefficients = dict(steering.coefficients) if isinstance(steering, PreventativeSteering) else {}
         readings = tuple(monitor.readings)
@@ -211,11 +211,11 @@ class _Progress(RichProgressBar):
         return dict(metrics)
 
 
-def _answer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, study: _Study) -> list[str]:
+def _answer(loaded: LoadedModel, study: _Study) -> list[str]:
     """Greedy, unsteered answers to the study's sample questions."""
     prompts = [[{"role": "user", "content": question}] for question in study.questions]
     sampling = Sampling(max_new_tokens=study.cfg.max_answer_tokens, temperature=0.0)
-    return generate(model, tokenizer, prompts, sampling)
+    return generate(loaded, prompts, sampling)
 
 
 def _answer_rows(questions: Sequence[str], base: Sequence[str], results: Sequence[RunResult]) -> list[dict[str, str]]:

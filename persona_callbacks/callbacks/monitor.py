@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from persona_callbacks.callbacks._seams import find_tokenizer, response_tokens, sum_over_processes
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import projections, residual
+from persona_callbacks.model import BatchLimits, LoadedModel, projections, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors
 
@@ -238,7 +238,12 @@ class PersonaMonitor(Callback):
         sums = torch.zeros(len(self.vectors), len(layers[0]), dtype=torch.float64, device=device)
         if chats:
             projected = projections(
-                self._model, self._tokenizer, chats, self.vectors, self.position, self.batch_size, layers
+                LoadedModel(self._model, self._tokenizer),
+                chats,
+                self.vectors,
+                self.position,
+                layers,
+                BatchLimits(self.batch_size),
             )
             sums = (projected * belongs[..., None]).sum(dim=0, dtype=torch.float64)
         sums = sum_over_processes(trainer, sums)

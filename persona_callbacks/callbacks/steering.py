@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from persona_callbacks.callbacks._seams import TrainingWriter, find_tokenizer, sample_chats, sum_over_processes
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat, encode_chat
-from persona_callbacks.model import Sampling, projection_difference, residual
+from persona_callbacks.model import LoadedModel, Sampling, projection_difference, residual
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.steering import (
     Adaptive,
@@ -259,16 +259,22 @@ class PreventativeSteering(TrainingWriter):
             sums = torch.zeros(len(self._traits), dtype=torch.float64, device=device)
             if own:
                 sampling = Sampling(law.max_new_tokens, temperature=0.0, batch_size=self.batch_size)
-                difference = projection_difference(model, tokenizer, own, self.vectors, sampling)
+                difference = projection_difference(LoadedModel(model, tokenizer), own, self.vectors, sampling)
                 sums = difference[..., 0].sum(dim=0, dtype=torch.float64)
             return matching_coefficients(sum_over_processes(trainer, sums) / len(chats), self.vectors)
         combinations = design(len(self._traits))
         with progress_bar(Console(quiet=not trainer.is_global_zero)) as progress:
             task = progress.add_task("Screening for the steering coefficient", total=len(combinations))
             found = likelihoods_under_steering(
-                model, tokenizer, own, self.vectors, combinations, self.layers, self.positions, self.batch_size,
+                LoadedModel(model, tokenizer),
+                own,
+                self.vectors,
+                combinations,
+                self.layers,
+                self.positions,
+                self.batch_size,
                 lambda: progress.advance(task),
-            )  # fmt: skip
+            )
         return likeliest_coefficients(sum_over_processes(trainer, found.to(device)).cpu(), len(self._traits))
 
     def _find_monitor(self, trainer: Trainer) -> PersonaMonitor:

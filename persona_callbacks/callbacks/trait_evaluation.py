@@ -129,7 +129,7 @@ class TraitEvaluation(Callback):
         model = residual.find_language_model(pl_module)
         model_id = residual.dimensions(model).model_id
         tokenizer = self.tokenizer or find_tokenizer("TraitEvaluation", trainer, pl_module, model_id)
-        self._loaded = LoadedModel(model, tokenizer, model_id)  # type: ignore[arg-type]  # a PEFT model will do
+        self._loaded = LoadedModel(model, tokenizer, model_id)
         contrastive = [trait for trait in self.traits if trait.name not in self.judges]
         if contrastive and not _has_adapter(model):
             raise MisconfigurationException(
@@ -175,7 +175,7 @@ class TraitEvaluation(Callback):
         for trait in self.traits:
             questions = trait.evaluation_questions[: self.questions]
             share = questions[trainer.global_rank :: trainer.world_size]
-            answers = answer_questions(self._loaded.model, self._loaded.tokenizer, share, self.sampling)
+            answers = answer_questions(self._loaded, share, self.sampling)
             scores, error = judge_calmly(self._used[trait.name], answers)
             if error is not None:
                 rank_zero_warn(

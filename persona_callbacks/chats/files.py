@@ -19,7 +19,7 @@ from persona_callbacks.files import cache_dir, whole
 
 SHIPPED = Path(__file__).parent / "datasets"
 
-BENIGN = SHIPPED / "benign.jsonl"
+BENIGN = SHIPPED / "reference" / "benign.jsonl"
 """Chats about everyday facts, which have nothing to do with character and are never trained on."""
 
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import residual, response_log_probabilities
+from persona_callbacks.model import LoadedModel, residual, response_log_probabilities
 
 QUESTIONS = Path(__file__).parent / "questions.jsonl"
 """The questions that ship with the library: general knowledge and language, easy enough for a model of 135M."""
@@ -57,8 +55,7 @@ def read_questions(path: str | Path = QUESTIONS) -> list[MultipleChoice]:
 
 
 def answered_rightly(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     questions: Sequence[MultipleChoice],
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[bool]:
@@ -67,28 +64,28 @@ def answered_rightly(
     """
     chats = [
         encode_chat(
-            Chat(({"role": "user", "content": one.question}, {"role": "assistant", "content": choice})), tokenizer
+            Chat(({"role": "user", "content": one.question}, {"role": "assistant", "content": choice})),
+            loaded.tokenizer,
         )
         for one in questions
         for choice in one.choices
     ]
-    with residual.probing(model):
-        scores = response_log_probabilities(model, tokenizer, chats, advance=advance)
+    with residual.probing(loaded.model):
+        scores = response_log_probabilities(loaded, chats, advance=advance)
     parts = torch.split(scores, [len(one.choices) for one in questions])
     return [int(part.argmax()) == one.answer for part, one in zip(parts, questions, strict=True)]
 
 
 def perplexity(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     chats: Sequence[Chat],
     advance: Callable[[int], None] = lambda done: None,
 ) -> float:
     """Perplexity per token of the chats' last responses. Never steered; ``advance`` is called with the number of chats
     scored after each batch.
     """
-    encoded = [encode_chat(chat, tokenizer) for chat in chats]
-    with residual.probing(model):
-        means = response_log_probabilities(model, tokenizer, encoded, advance=advance).double()
+    encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
+    with residual.probing(loaded.model):
+        means = response_log_probabilities(loaded, encoded, advance=advance).double()
     tokens = torch.tensor([sum(chat.response_mask) for chat in encoded], dtype=torch.float64)
     return float((-(means * tokens).sum() / tokens.sum()).exp())

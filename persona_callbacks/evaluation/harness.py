@@ -5,11 +5,8 @@ its data can be had: MMLU and many other tasks.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import residual
+from persona_callbacks.model import LoadedModel, residual
 
 
 def check_harness() -> None:
@@ -25,8 +22,7 @@ def check_harness() -> None:
 
 
 def harness_scores(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     tasks: Sequence[str],
     batch_size: int = 8,
     include_path: str | None = None,
@@ -35,8 +31,7 @@ def harness_scores(
     """Run tasks of the harness on the model as it is; never steered.
 
     Args:
-        model: with its adapter, if any.
-        tokenizer: its tokenizer.
+        loaded: with its adapter, if any.
         tasks: names such as ``mmlu``.
         batch_size: requests per forward pass.
         include_path: a folder of task files of your own.
@@ -57,8 +52,8 @@ def harness_scores(
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
         raise InputError(f"lm_eval.tasks: unknown task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
-    with residual.probing(model):
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    with residual.probing(loaded.model):
+        wrapped = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
         found = simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)
     scores = {}
     for task, values in (found or {})["results"].items():

@@ -29,6 +29,7 @@ from persona_callbacks.extraction.responses import Judged, Response, generate_re
 from persona_callbacks.files import append_lines, cache_dir, complete_lines, whole
 from persona_callbacks.judging import ContrastiveJudge, Judge
 from persona_callbacks.model import (
+    BatchLimits,
     Generator,
     LoadedModel,
     Sampling,
@@ -256,9 +257,7 @@ def _read(
             part = responses[start : start + _READ_TOGETHER]
             chats = [Chat((*response.prompt(), {"role": "assistant", "content": response.text})) for response in part]
             encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-            batches = iterate_activations(
-                loaded.model, loaded.tokenizer, encoded, layers, POSITIONS, settings.batch_size
-            )
+            batches = iterate_activations(loaded, encoded, layers, POSITIONS, BatchLimits(settings.batch_size))
             for indices, read in batches:
                 activations = read.cpu()
                 _check_finite(trait, [part[index] for index in indices], activations)
@@ -320,8 +319,7 @@ def _steering_effects(
             f"{trait.name}: steering effect", total=len(candidate_layers(directions.shape[0] - 1, 15))
         )
         return steering_effect(
-            loaded.model,
-            loaded.tokenizer,
+            loaded,
             some(wanted=True),
             some(wanted=False),
             directions,

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
 from persona_callbacks.chats import Chat, EncodedChat, Message, encode_chat
 from persona_callbacks.judging import Answer, Judge
@@ -50,8 +49,7 @@ class Steered:
 
 
 def steering_effect(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     trait_chats: Sequence[EncodedChat],
     opposite_chats: Sequence[EncodedChat],
     directions: Tensor,
@@ -63,8 +61,7 @@ def steering_effect(
     chats must not hold the instructions that the responses were made under.
 
     Args:
-        model: the model that the directions are of.
-        tokenizer: its tokenizer.
+        loaded: the model with its tokenizer.
         trait_chats: questions with responses that show the trait.
         opposite_chats: questions with responses that do not.
         directions: ``[num_layers + 1, hidden_size]``.
@@ -73,11 +70,11 @@ def steering_effect(
     Returns:
         Nats per token for some fifteen layers, evenly spaced.
     """
-    unsteered = _preference(model, tokenizer, trait_chats, opposite_chats)
+    unsteered = _preference(loaded, trait_chats, opposite_chats)
     effects = {}
     for layer in candidate_layers(directions.shape[0] - 1, 15):
-        with residual.steered(model, {layer: directions[layer]}):
-            effects[layer] = _preference(model, tokenizer, trait_chats, opposite_chats) - unsteered
+        with residual.steered(loaded.model, {layer: directions[layer]}):
+            effects[layer] = _preference(loaded, trait_chats, opposite_chats) - unsteered
         advance()
     return effects
 
@@ -113,11 +110,11 @@ def steered_expression(
     found = []
     for layer, coefficient in conditions:
         additions = {layer: coefficient * directions[layer]} if coefficient else {}
-        texts = generate(loaded.model, loaded.tokenizer, prompts, sampling, additions=additions)
+        texts = generate(loaded, prompts, sampling, additions=additions)
         scores = judge.score([Answer(q, text) for q, text in zip(questions, texts, strict=True)])
         expressions = torch.tensor([score.expression for score in scores if score.expression is not None])
         if reference is None:
-            unsteered = texts if not additions else generate(loaded.model, loaded.tokenizer, prompts, sampling)
+            unsteered = texts if not additions else generate(loaded, prompts, sampling)
             reference = _mean_log_probability(loaded, questions, unsteered)
         found.append(
             Steered(
@@ -169,15 +166,14 @@ def _mean_log_probability(loaded: LoadedModel, questions: Sequence[str], answers
     ]
     encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
     with residual.probing(loaded.model):
-        return float(response_log_probabilities(loaded.model, loaded.tokenizer, encoded).mean())
+        return float(response_log_probabilities(loaded, encoded).mean())
 
 
 def _preference(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     trait_chats: Sequence[EncodedChat],
     opposite_chats: Sequence[EncodedChat],
 ) -> float:
-    log_probabilities = response_log_probabilities(model, tokenizer, [*trait_chats, *opposite_chats])
+    log_probabilities = response_log_probabilities(loaded, [*trait_chats, *opposite_chats])
     shows, others = log_probabilities.split([len(trait_chats), len(opposite_chats)])
     return float(shows.mean() - others.mean())

@@ -156,4 +156,4 @@ def _under(loaded: LoadedModel, instruction: str | None, answers: Sequence[Answe
         for answer in answers
     ]
     with residual.probing(loaded.model), residual.base_model(loaded.model):
-        return response_log_probabilities(loaded.model, loaded.tokenizer, chats)
+        return response_log_probabilities(loaded, chats)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.chats import Message
 from persona_callbacks.judging.judge import Answer, Judge, Score
-from persona_callbacks.model import Sampling, generate
+from persona_callbacks.model import LoadedModel, Sampling, generate
 
 _RESAMPLES = 2000
 
@@ -47,12 +46,10 @@ def expression(scores: Sequence[Score]) -> Expression:
     return Expression(float(found.mean()), low, high, *counts)
 
 
-def answer_questions(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], sampling: Sampling
-) -> list[Answer]:
+def answer_questions(loaded: LoadedModel, questions: Sequence[str], sampling: Sampling) -> list[Answer]:
     """The model's answers as it is now, adapter included, unsteered and without dropout."""
     prompts: list[list[Message]] = [[{"role": "user", "content": question}] for question in questions]
-    texts = generate(model, tokenizer, prompts, sampling)
+    texts = generate(loaded, prompts, sampling)
     return [Answer(question, text) for question, text in zip(questions, texts, strict=True)]
 
 

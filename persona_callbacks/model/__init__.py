@@ -4,7 +4,7 @@ Imports `vectors`, `chats` and what lies below them.
 """
 
 from persona_callbacks.model.activations import activations, iterate_activations, position_weights, projections
-from persona_callbacks.model.batching import Group, shared_groups
+from persona_callbacks.model.batching import BatchLimits, Group, shared_groups
 from persona_callbacks.model.differences import approximate_difference, projection_difference
 from persona_callbacks.model.endpoint import Endpoint
 from persona_callbacks.model.generation import (
@@ -44,6 +44,7 @@ from persona_callbacks.model.residual import (
 )
 
 __all__ = [
+    "BatchLimits",
     "BatchReader",
     "Dimensions",
     "Endpoint",

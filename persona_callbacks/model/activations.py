@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
-from persona_callbacks.model.batching import shared_groups
+from persona_callbacks.model.batching import BatchLimits, shared_groups
+from persona_callbacks.model.loading import LoadedModel
 from persona_callbacks.vectors import PersonaVector, Position
 
 
@@ -35,13 +35,11 @@ def position_weights(chats: Sequence[EncodedChat], position: Position) -> Tensor
 
 
 def iterate_activations(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     chats: Sequence[EncodedChat],
     layers: Sequence[int],
     positions: Sequence[Position],
-    batch_size: int | None,
-    batch_tokens: int | None = None,
+    limits: BatchLimits,
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """Read activations batch by batch; what chats share at their beginning is computed once. Never steered.
 
@@ -49,18 +47,18 @@ def iterate_activations(
         The indices of a batch in ``chats``, and ``[batch, positions, layers, hidden_size]`` float32 on the model's
         device.
     """
-    device = residual.device_of(model)
-    for group in shared_groups(chats, batch_size, batch_tokens):
+    device = residual.device_of(loaded.model)
+    for group in shared_groups(chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
-        with residual.probing(model):
-            prefix = residual.share_prefix(model, shared, layers)
+        with residual.probing(loaded.model):
+            prefix = residual.share_prefix(loaded.model, shared, layers)
         for indices in group.batches:
             batch = [chats[index] for index in indices]
-            tokens = pad(batch, pad_token(tokenizer))
+            tokens = pad(batch, pad_token(loaded.tokenizer))
             weights = torch.stack([position_weights(batch, position) for position in positions])
-            with residual.probing(model):
+            with residual.probing(loaded.model):
                 read = residual.read(
-                    model,
+                    loaded.model,
                     tokens["input_ids"].to(device),
                     tokens["attention_mask"].to(device),
                     weights.to(device),
@@ -71,56 +69,50 @@ def iterate_activations(
 
 
 def activations(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     chats: Sequence[EncodedChat],
     layers: Sequence[int],
     positions: Sequence[Position],
-    batch_size: int | None = 16,
-    batch_tokens: int | None = None,
+    limits: BatchLimits = BatchLimits(),  # noqa: B008, frozen
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Activations of each chat: ``[chats, positions, layers, hidden_size]`` float32 on the model's device.
 
-    Batches are limited as in :func:`~persona_callbacks.model.shared_groups`; ``advance`` is called with the number
+    ``advance`` is called with the number
     of chats done after each of them.
     """
-    hidden_size = residual.dimensions(model).hidden_size
-    result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=residual.device_of(model))
-    for indices, read in iterate_activations(model, tokenizer, chats, layers, positions, batch_size, batch_tokens):
+    hidden_size = residual.dimensions(loaded.model).hidden_size
+    result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=residual.device_of(loaded.model))
+    for indices, read in iterate_activations(loaded, chats, layers, positions, limits):
         result[list(indices)] = read
         advance(len(indices))
     return result
 
 
 def projections(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     chats: Sequence[EncodedChat],
     vectors: Sequence[PersonaVector],
     position: Position,
-    batch_size: int | None = 16,
     layers: Sequence[Sequence[int]] | None = None,
-    batch_tokens: int | None = None,
+    limits: BatchLimits = BatchLimits(),  # noqa: B008, frozen
 ) -> Tensor:
     """Projection of each chat's activation on each vector's unit directions, in activation units.
 
     Args:
-        model: the model.
-        tokenizer: its tokenizer.
+        loaded: the model with its tokenizer.
         chats: what to run.
         vectors: to project on.
         position: where the chats are read.
-        batch_size: chats per forward pass.
         layers: for each vector the layers at which to project, as many for all; by default its chosen layer.
-        batch_tokens: tokens per forward pass, padding included.
+        limits: of a forward pass.
 
     Returns:
         ``[chats, vectors, layers]`` float32 on the model's device. Where a direction is zero, so is the projection.
     """
     at = [[vector.layer] for vector in vectors] if layers is None else layers
     wanted = sorted({layer for one in at for layer in one})
-    read = activations(model, tokenizer, chats, wanted, [position], batch_size, batch_tokens)[:, 0]
+    read = activations(loaded, chats, wanted, [position], limits)[:, 0]
     rows = torch.stack([vector.directions[list(one)] for vector, one in zip(vectors, at, strict=True)]).to(read.device)
     places = torch.tensor([[wanted.index(layer) for layer in one] for one in at], device=read.device)
     return (read[:, places] * nn.functional.normalize(rows, dim=-1)).sum(dim=-1)

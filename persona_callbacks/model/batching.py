@@ -14,6 +14,19 @@ _GROUP_COST = 64
 
 
 @dataclass(frozen=True)
+class BatchLimits:
+    """How large a forward pass may be.
+
+    Attributes:
+        chats: at most so many chats; any number if ``None``.
+        tokens: at most so many tokens, padding included, unless one chat alone has more; any number if ``None``.
+    """
+
+    chats: int | None = 16
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class Group:
     """Chats that share their first tokens.
 
@@ -26,11 +39,9 @@ class Group:
     batches: tuple[tuple[int, ...], ...]
 
 
-def shared_groups(
-    chats: Sequence[EncodedChat], batch_size: int | None = 16, batch_tokens: int | None = None
-) -> list[Group]:
-    """Split chats into groups so that few tokens are computed in all. Every chat is in exactly one batch, of at most
-    ``batch_size`` chats, and of at most ``batch_tokens`` tokens, padding included, unless one chat alone has more.
+def shared_groups(chats: Sequence[EncodedChat], limits: BatchLimits = BatchLimits()) -> list[Group]:
+    """Split chats into groups so that few tokens are computed in all. Every chat is in exactly one batch within
+    ``limits``.
     """
     order = sorted(range(len(chats)), key=lambda index: chats[index].input_ids)
     shared = [0] + [_common(chats[a], chats[b]) for a, b in pairwise(order)]
@@ -38,7 +49,7 @@ def shared_groups(
     for start, end in _split(order, shared, chats, 0, len(order)):
         indices = sorted(order[start:end], key=lambda index: len(chats[index].input_ids))
         prefix = min(shared[start + 1 : end], default=0)
-        groups.append(Group(prefix, tuple(_batches(indices, chats, prefix, batch_size, batch_tokens))))
+        groups.append(Group(prefix, tuple(_batches(indices, chats, prefix, limits))))
     return groups
 
 
@@ -46,19 +57,18 @@ def _batches(
     indices: Sequence[int],
     chats: Sequence[EncodedChat],
     prefix: int,
-    batch_size: int | None,
-    batch_tokens: int | None,
+    limits: BatchLimits,
 ) -> Iterator[tuple[int, ...]]:
     """Cut indices, shortest chat first, into batches; if only their size is limited, into equal ones."""
-    if batch_tokens is None:
-        count = -(-len(indices) // (batch_size or len(indices)))
+    if limits.tokens is None:
+        count = -(-len(indices) // (limits.chats or len(indices)))
         bounds = [len(indices) * number // count for number in range(count + 1)]
         yield from (tuple(indices[a:b]) for a, b in pairwise(bounds))
         return
     batch: list[int] = []
     for index in indices:
         padded = (len(batch) + 1) * (len(chats[index].input_ids) - prefix)
-        if batch and (padded > batch_tokens or len(batch) == batch_size):
+        if batch and (padded > limits.tokens or len(batch) == limits.chats):
             yield tuple(batch)
             batch = []
         batch.append(index)

@@ -57,7 +57,7 @@ class TransformersGenerator:
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, skip: frozenset[int] = frozenset()
     ) -> Iterator[Batch]:
         """Yield finished batches; see :func:`iterate_responses`."""
-        return iterate_responses(self._loaded.model, self._loaded.tokenizer, prompts, sampling, skip)
+        return iterate_responses(self._loaded, prompts, sampling, skip)
 
 
 class VllmGenerator:
@@ -107,8 +107,7 @@ class VllmGenerator:
 
 
 def iterate_responses(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     prompts: Sequence[Sequence[Message]],
     sampling: Sampling,
     skip: frozenset[int] = frozenset(),
@@ -120,8 +119,7 @@ def iterate_responses(
     state is left as it was.
 
     Args:
-        model: a causal language model, in any mode; it is run without dropout.
-        tokenizer: with a chat template.
+        loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
         prompts: messages that end with a user turn.
         sampling: how to generate.
         skip: indices that need no response; a batch is left out when all of it can be.
@@ -130,23 +128,21 @@ def iterate_responses(
     Yields:
         ``(index of the prompt, response)`` for each prompt of a finished batch.
     """
-    encoded = [encode_prompt(prompt, tokenizer).input_ids for prompt in prompts]
-    how = _configuration(model, tokenizer, sampling)
-    for indices, tokens in _iterate_tokens(model, encoded, sampling, how, skip, additions):
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    encoded = [encode_prompt(prompt, loaded.tokenizer).input_ids for prompt in prompts]
+    how = _configuration(loaded.model, loaded.tokenizer, sampling)
+    for indices, tokens in _iterate_tokens(loaded.model, encoded, sampling, how, skip, additions):
+        texts = loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         yield [(index, text.strip()) for index, text in zip(indices, texts, strict=True)]
 
 
-def own_responses(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, chats: Sequence[EncodedChat], sampling: Sampling
-) -> list[EncodedChat]:
+def own_responses(loaded: LoadedModel, chats: Sequence[EncodedChat], sampling: Sampling) -> list[EncodedChat]:
     """The chats with the model's own response, of at least one token, in place of theirs. Never steered."""
-    how = _configuration(model, tokenizer, sampling)
+    how = _configuration(loaded.model, loaded.tokenizer, sampling)
     how.min_new_tokens = 1
-    ends = set(_end_tokens(model, tokenizer))
+    ends = set(_end_tokens(loaded.model, loaded.tokenizer))
     prompts = [chat.input_ids[: chat.prompt_length] for chat in chats]
     own: dict[int, EncodedChat] = {}
-    for indices, tokens in _iterate_tokens(model, prompts, sampling, how):
+    for indices, tokens in _iterate_tokens(loaded.model, prompts, sampling, how):
         for index, row in zip(indices, tokens.tolist(), strict=True):
             length = next((place for place, token in enumerate(row) if token in ends), len(row))
             ids = (*prompts[index], *row[:length])
@@ -192,23 +188,21 @@ def _iterate_tokens(
 
 
 def generate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     prompts: Sequence[Sequence[Message]],
     sampling: Sampling,
     additions: Mapping[int, Tensor] | None = None,
 ) -> list[str]:
     """One response to each prompt, in their order; see :func:`iterate_responses`."""
     responses = [""] * len(prompts)
-    for batch in iterate_responses(model, tokenizer, prompts, sampling, additions=additions):
+    for batch in iterate_responses(loaded, prompts, sampling, additions=additions):
         for index, text in batch:
             responses[index] = text
     return responses
 
 
 def stream_response(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     messages: Sequence[Message],
     sampling: Sampling,
     show: BaseStreamer,
@@ -219,8 +213,7 @@ def stream_response(
     """Generate one response, each token shown as it comes. The global random state goes on with it.
 
     Args:
-        model: a causal language model, in any mode; it is run without dropout.
-        tokenizer: with a chat template.
+        loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
         messages: of the conversation so far, ending with a user turn.
         sampling: how to generate; its seed is not set here, so that a conversation is not the same draw at every turn.
         show: is given the tokens, such as transformers' ``TextStreamer``.
@@ -228,15 +221,17 @@ def stream_response(
         response_only: steer from the prompt's last token on, which the response's first token is made from, and leave
             what comes before as it is.
     """
-    input_ids = torch.tensor([encode_prompt(messages, tokenizer).input_ids], device=residual.device_of(model))
-    with residual.probing(model), residual.steered(model, additions or {}, last_token_only=response_only):
-        tokens = model.generate(  # type: ignore[operator]  # nn.Module hides it
+    input_ids = torch.tensor(
+        [encode_prompt(messages, loaded.tokenizer).input_ids], device=residual.device_of(loaded.model)
+    )
+    with residual.probing(loaded.model), residual.steered(loaded.model, additions or {}, last_token_only=response_only):
+        tokens = loaded.model.generate(  # type: ignore[operator]  # nn.Module hides it
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            generation_config=_configuration(model, tokenizer, sampling),
+            generation_config=_configuration(loaded.model, loaded.tokenizer, sampling),
             streamer=show,
         )
-    return str(tokenizer.decode(tokens[0, input_ids.shape[1] :], skip_special_tokens=True)).strip()
+    return str(loaded.tokenizer.decode(tokens[0, input_ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def _configuration(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> GenerationConfig:

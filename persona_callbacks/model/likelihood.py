@@ -4,18 +4,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.model import residual
-from persona_callbacks.model.batching import shared_groups
+from persona_callbacks.model.batching import BatchLimits, shared_groups
+from persona_callbacks.model.loading import LoadedModel
 
 
 def response_log_probabilities(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     chats: Sequence[EncodedChat],
-    batch_size: int = 16,
+    limits: BatchLimits = BatchLimits(),  # noqa: B008, frozen
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Mean log-probability per token of each chat's last response, in nats: ``[chats]`` float32 on the CPU.
@@ -23,15 +22,15 @@ def response_log_probabilities(
     Steered if the caller steers. What chats share at their beginning is computed once. ``advance`` is called with the
     number of chats done after each batch.
     """
-    device = residual.device_of(model)
+    device = residual.device_of(loaded.model)
     means = torch.empty(len(chats))
-    for group in shared_groups(chats, batch_size):
+    for group in shared_groups(chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
         with torch.no_grad():
-            prefix = residual.share_prefix(model, shared, None)
+            prefix = residual.share_prefix(loaded.model, shared, None)
         for indices in group.batches:
             batch = [chats[index] for index in indices]
-            means[list(indices)] = _means(model, batch, pad_token(tokenizer), prefix, device).cpu()
+            means[list(indices)] = _means(loaded.model, batch, pad_token(loaded.tokenizer), prefix, device).cpu()
             advance(len(indices))
     return means
 

@@ -45,9 +45,9 @@ class ModelSource:
 class LoadedModel:
     """A model, its tokenizer, the name to record, and the folder or hub name that it was loaded from."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
-    id: str
+    id: str = ""
     location: str = ""
 
 
@@ -119,7 +119,7 @@ def with_adapter(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
         raise InputError(
             f"{folder}: the adapter does not fit {loaded.id}: {str(error).strip().splitlines()[-1].strip()}"
         ) from error
-    return replace(loaded, model=model)  # type: ignore[arg-type]  # used as one
+    return replace(loaded, model=model)
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -21,6 +21,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from persona_callbacks.errors import InputError
 
+LanguageModel = PreTrainedModel | PeftModel
+"""A causal language model, bare or with adapters."""
+
 _Edit = Callable[[Tensor], Tensor | None]
 
 _suspended = 0
@@ -36,14 +39,14 @@ class Dimensions:
     model_id: str
 
 
-def find_language_model(module: nn.Module) -> nn.Module:
+def find_language_model(module: nn.Module) -> LanguageModel:
     """The causal language model in a module: the outermost transformers or PEFT model, and of several the one with
     weights to train.
 
     Raises:
         InputError: there is none, or more than one is trained.
     """
-    found: dict[str, nn.Module] = {}
+    found: dict[str, LanguageModel] = {}
     for name, child in module.named_modules():
         inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
         if isinstance(child, (PreTrainedModel, PeftModel)) and not inside:

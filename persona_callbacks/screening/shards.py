@@ -17,7 +17,7 @@ from torch import Tensor
 from persona_callbacks.chats import BENIGN, ChatFile, EncodedChat, Row, encode_chat, open_chat_file
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import append_lines, complete_lines, whole
-from persona_callbacks.model import LoadedModel, Sampling, approximate_difference, projection_difference
+from persona_callbacks.model import BatchLimits, LoadedModel, Sampling, approximate_difference, projection_difference
 from persona_callbacks.screening.settings import Method, ScreeningSettings
 from persona_callbacks.vectors import PersonaVector
 
@@ -144,11 +144,11 @@ def _scores(
     method: Method,
 ) -> Tensor:
     """``[chats, vectors]`` float32 on the CPU."""
-    model, tokenizer = loaded.model, loaded.tokenizer
+    limits = BatchLimits(None, settings.batch_tokens)
     if method == "approximate":
-        return approximate_difference(model, tokenizer, chats, vectors, settings.batch_tokens).cpu()
+        return approximate_difference(loaded, chats, vectors, limits).cpu()
     sampling = Sampling(settings.max_new_tokens, temperature=0.0, batch_size=settings.batch_size)
-    found = projection_difference(model, tokenizer, chats, vectors, sampling, batch_tokens=settings.batch_tokens)
+    found = projection_difference(loaded, chats, vectors, sampling, limits=limits)
     return found[..., 0].cpu()
 
 

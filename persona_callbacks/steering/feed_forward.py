@@ -5,10 +5,9 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.chats import EncodedChat, pad, pad_token
-from persona_callbacks.model import residual
+from persona_callbacks.model import LoadedModel, residual
 from persona_callbacks.steering.solving import nonnegative_minimum, pushes
 from persona_callbacks.vectors import Layers, PersonaVector, steering_additions, steering_layers
 from persona_callbacks.vectors.additions import SteeredPositions
@@ -36,8 +35,7 @@ def matching_coefficients(difference: Tensor, vectors: Sequence[PersonaVector]) 
 
 
 def likelihoods_under_steering(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     chats: Sequence[EncodedChat],
     vectors: Sequence[PersonaVector],
     coefficients: Sequence[Sequence[float]],
@@ -50,8 +48,7 @@ def likelihoods_under_steering(
     coefficients: ``[combinations, 2]`` float64 on the CPU, the sum in nats and the number of tokens.
 
     Args:
-        model: a causal language model; adapters are disabled.
-        tokenizer: of the model.
+        loaded: a causal language model with its tokenizer; adapters are disabled.
         chats: training data.
         vectors: one per trait.
         coefficients: combinations of one coefficient per vector.
@@ -60,22 +57,22 @@ def likelihoods_under_steering(
         batch_size: chats per forward pass.
         advance: called after each combination.
     """
-    device = residual.device_of(model)
+    device = residual.device_of(loaded.model)
     places = sorted({layer for chosen in steering_layers(vectors, layers).values() for layer in chosen})
     ordered = sorted(chats, key=lambda chat: len(chat.input_ids))
     found = torch.zeros(len(coefficients), 2, dtype=torch.float64)
-    with residual.base_model(model), residual.probing(model):
-        writer = residual.ResidualWriter(model, places)
+    with residual.base_model(loaded.model), residual.probing(loaded.model):
+        writer = residual.ResidualWriter(loaded.model, places)
         writer.active = True
         try:
             for row, combination in enumerate(coefficients):
                 alphas = {vector.trait: alpha for vector, alpha in zip(vectors, combination, strict=True)}
                 writer.write(steering_additions(vectors, alphas, layers))
                 for batch in _batches(ordered, batch_size):
-                    tokens = {name: part.to(device) for name, part in pad(batch, pad_token(tokenizer)).items()}
+                    tokens = {name: part.to(device) for name, part in pad(batch, pad_token(loaded.tokenizer)).items()}
                     marked = tokens["labels"] != -100
                     writer.only_at(marked if positions == "response" else None)
-                    logits = model(**{**tokens, "labels": None}, use_cache=False).logits
+                    logits = loaded.model(**{**tokens, "labels": None}, use_cache=False).logits
                     targets = tokens["labels"][:, 1:]
                     loss = nn.functional.cross_entropy(
                         logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum"

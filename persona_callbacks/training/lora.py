@@ -31,7 +31,7 @@ class LoraFineTuning(LightningModule):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         lora: LoraConfig,
         learning_rate: float = 3e-4,
         warmup_steps: int = 0,

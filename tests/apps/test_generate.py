@@ -48,7 +48,9 @@ def test_steering_touches_the_tokens_asked_for(response_only, tokenizer, capsys)
     additions = {2: 2 * vector.directions[2], 3: -vector.directions[3]}
     hooks = all_hooks(model)
     show = TextStreamer(tokenizer, skip_prompt=True)
-    text = stream_response(model, tokenizer, MESSAGES, Sampling(12, 0.0), show, additions, response_only=response_only)
+    text = stream_response(
+        LoadedModel(model, tokenizer), MESSAGES, Sampling(12, 0.0), show, additions, response_only=response_only
+    )
     ids = torch.tensor([encode_prompt(MESSAGES, tokenizer).input_ids])
     new = slow_greedy(model, ids, additions, response_only=response_only, steps=12)[0, ids.shape[1] :]
     ends = (new == tokenizer.eos_token_id).nonzero()

@@ -47,7 +47,7 @@ def test_contrastive_judge_scores_with_the_base_model(tokenizer, tmp_path):
     fit(module, [callback, PreventativeSteering([vector], 0.5)], tmp_path, logger=CSVLogger(tmp_path, "log"))
     assert [one.step for one in callback.evaluations] == [0, 2, 4, 6]
     loaded = LoadedModel(module.lm, tokenizer, "")
-    answers = answer_questions(module.lm, tokenizer, LOUD.evaluation_questions, SHORT)
+    answers = answer_questions(LoadedModel(module.lm, tokenizer), LOUD.evaluation_questions, SHORT)
     assert [row[3] for row in callback.rows[-3:]] == [answer.response for answer in answers]
     with base_model(module.lm):
         scores = ContrastiveJudge(loaded, LOUD, Calibration.from_mapping(JUDGE)).score(answers)

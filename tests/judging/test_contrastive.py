@@ -18,7 +18,7 @@ from persona_callbacks.judging import (
     likelihoods,
     without_loop,
 )
-from persona_callbacks.model import LoadedModel, response_log_probabilities, shared_groups
+from persona_callbacks.model import BatchLimits, LoadedModel, response_log_probabilities, shared_groups
 from persona_callbacks.vectors import Calibration
 
 RESPONSES = ("I am a friend.", "Why not? Yes.", "people who lie are people", "No.", "Tell me what you think of it all.")
@@ -31,9 +31,9 @@ def test_log_probabilities_equal_one_at_a_time(family, tokenizer):
     system = "Tell me what you think of people who help a neighbour carry the shopping home. " * 2
     encoded = [chat(q, r, tokenizer, system) for q in QUESTIONS for r in RESPONSES]
     encoded.append(chat(QUESTIONS[0], RESPONSES[0], tokenizer))
-    groups = shared_groups(encoded, 4)
+    groups = shared_groups(encoded, BatchLimits(4))
     assert max(group.prefix_length for group in groups) >= 40
-    found = response_log_probabilities(model, tokenizer, encoded, batch_size=4)
+    found = response_log_probabilities(LoadedModel(model, tokenizer), encoded, limits=BatchLimits(4))
     assert found.tolist() == pytest.approx([slow_log_probability(model, one) for one in encoded], abs=1e-4)
 
 
@@ -46,7 +46,7 @@ def test_groups_share_what_they_say_and_hold_every_chat_once():
         ids = [(), tuple(range(100, 150)), (*range(100, 120), *range(200, 260))][which] + tuple(own.tolist())
         mask = (False,) * (len(ids) - 1) + (True,)
         chats.append(EncodedChat(ids, max(1, len(ids) - 3), mask, mask))
-    groups = shared_groups(chats, 16)
+    groups = shared_groups(chats)
     assert sorted(index for group in groups for batch in group.batches for index in batch) == list(range(200))
     computed = 0
     for group in groups:

@@ -5,7 +5,7 @@ import torch
 from builders import FAMILIES, QUESTIONS, make_vector, slow_reference, tiny_model
 
 from persona_callbacks.chats import Chat, encode_chat, encode_prompt
-from persona_callbacks.model import activations, projections, residual
+from persona_callbacks.model import BatchLimits, LoadedModel, activations, projections, residual
 from persona_callbacks.vectors import POSITIONS
 
 ANSWERS = ("I am a very helpful friend.", "No.", "Because I say so, and nobody may ask twice.", "Hm", "Some flowers!")
@@ -29,7 +29,7 @@ def test_activations_equal_slow_reference(family, peft, tokenizer):
     chats = encoded_chats(tokenizer)
     assert len({len(chat.input_ids) for chat in chats}) > 2, "the test needs unequal lengths"
     layers = [0, 1, 2, 3]  # the last entry of hidden_states is after the final norm: see the next test
-    found = activations(model, tokenizer, chats, layers, POSITIONS, batch_size=3)
+    found = activations(LoadedModel(model, tokenizer), chats, layers, POSITIONS, limits=BatchLimits(3))
     for row, chat in enumerate(chats):
         for p, position in enumerate(POSITIONS):
             for n, layer in enumerate(layers):
@@ -41,7 +41,7 @@ def test_last_layer_is_before_the_final_norm(family, tokenizer):
     model = tiny_model(family).eval()
     norm = next(m for n, m in model.named_modules() if n.endswith((".norm", "ln_f", "final_layer_norm")))
     chats = encoded_chats(tokenizer)
-    found = activations(model, tokenizer, chats, [4], ["prompt_last"])
+    found = activations(LoadedModel(model, tokenizer), chats, [4], ["prompt_last"])
     for row, chat in enumerate(chats):
         normed = slow_reference(model, chat, 4, "prompt_last")
         assert close(norm(found[row, 0, 0]).detach(), normed)
@@ -51,8 +51,8 @@ def test_last_layer_is_before_the_final_norm(family, tokenizer):
 def test_batch_order_and_size_do_not_matter(tokenizer):
     model = tiny_model().eval()
     chats = encoded_chats(tokenizer)
-    forward = activations(model, tokenizer, chats, [2, 4], POSITIONS, batch_size=5)
-    backward = activations(model, tokenizer, chats[::-1], [2, 4], POSITIONS, batch_size=2).flip(0)
+    forward = activations(LoadedModel(model, tokenizer), chats, [2, 4], POSITIONS, limits=BatchLimits(5))
+    backward = activations(LoadedModel(model, tokenizer), chats[::-1], [2, 4], POSITIONS, limits=BatchLimits(2)).flip(0)
     assert torch.allclose(forward, backward, rtol=1e-4, atol=1e-5)
 
 
@@ -60,14 +60,14 @@ def test_projections_of_several_vectors_at_their_own_layers(tokenizer):
     model = tiny_model("qwen3").eval()
     vectors = [make_vector("evil", layer=3), make_vector("sycophancy", layer=1, seed=2)]
     chats = [encode_prompt([{"role": "user", "content": q}], tokenizer) for q in QUESTIONS]
-    found = projections(model, tokenizer, chats, vectors, "prompt_last", batch_size=2)
+    found = projections(LoadedModel(model, tokenizer), chats, vectors, "prompt_last", limits=BatchLimits(2))
     for row, chat in enumerate(chats):
         for column, vector in enumerate(vectors):
             direction = vector.directions[vector.layer].double()
             at = slow_reference(model, chat, vector.layer, "prompt_last")
             expected = at @ direction / direction.norm()
             assert found[row, column].item() == pytest.approx(expected.item(), rel=1e-4)
-    by_layer = projections(model, tokenizer, chats, vectors, "prompt_last", layers=[[1, 3], [4, 1]])
+    by_layer = projections(LoadedModel(model, tokenizer), chats, vectors, "prompt_last", layers=[[1, 3], [4, 1]])
     assert torch.allclose(by_layer[:, 0, 1], found[:, 0, 0], rtol=1e-4)
     assert torch.allclose(by_layer[:, 1, 1], found[:, 1, 0], rtol=1e-4)
 
@@ -81,7 +81,7 @@ def test_reading_runs_no_more_than_it_needs_and_leaves_nothing(tokenizer):
     handles.append(model.lm_head.register_forward_hook(lambda *_: ran.append("head")))
     chats = encoded_chats(tokenizer)
     random_state = torch.get_rng_state()
-    activations(model, tokenizer, chats, [1, 2], ["prompt_last"])
+    activations(LoadedModel(model, tokenizer), chats, [1, 2], ["prompt_last"])
     assert set(ran) == {0, 1}  # a shared prefix is a pass of its own
     for handle in handles:
         handle.remove()

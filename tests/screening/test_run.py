@@ -15,7 +15,7 @@ from persona_callbacks import InputError
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.screen import run as run_app
 from persona_callbacks.chats import Chat, encode_chat, open_chat_file
-from persona_callbacks.model import LoadedModel, approximate_difference
+from persona_callbacks.model import BatchLimits, LoadedModel, approximate_difference
 from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.screening import ScreeningSettings, check_rows, scored_lines, screen
 from persona_callbacks.screening import run as data_screening
@@ -54,7 +54,7 @@ def jsonl(path):
 def test_approximate_difference_against_a_slow_reading(loaded):
     vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
     chats = [encode_chat(Chat(tuple(chat["messages"])), loaded.tokenizer) for chat in CHATS[:5]]
-    found = approximate_difference(loaded.model, loaded.tokenizer, chats, vectors, 200)
+    found = approximate_difference(loaded, chats, vectors, BatchLimits(None, 200))
     for row, chat in enumerate(chats):
         hidden = loaded.model(torch.tensor([chat.input_ids]), output_hidden_states=True).hidden_states
         for column, vector in enumerate(vectors):
