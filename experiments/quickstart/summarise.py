@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write
 from persona_callbacks.training import RunResult
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def main() -> None:
     collected = rows(Path(sys.argv[1]))
     if not collected:
         sys.exit(f"{sys.argv[1]}: no finished quickstart run below it")
-    with whole(HERE / "results.csv") as scratch, scratch.open("w", newline="", encoding="utf-8") as lines:
+    with atomic_write(HERE / "results.csv") as scratch, scratch.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(collected)

@@ -39,7 +39,7 @@ from persona_callbacks.evaluation import (
     read_questions,
 )
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.files import append_lines, whole
+from persona_callbacks.files import append_lines, atomic_write
 from persona_callbacks.judging import ContrastiveJudge, Expression, Judge, answer_questions, expression, judge_calmly
 from persona_callbacks.model import (
     LoadedModel,
@@ -134,9 +134,9 @@ def run(cfg: DictConfig) -> dict[str, Evaluated]:
             found[adapter or "base model"] = _kept(cfg, model, traits, vectors, judges, out / "parts")
             progress.advance(task)
     rows = [{"model": name, **row} for name, one in found.items() for row in one.answers]
-    with whole(out / "answers.jsonl") as scratch:
+    with atomic_write(out / "answers.jsonl") as scratch:
         append_lines(scratch, rows)
-    with whole(out / "results.csv") as scratch:
+    with atomic_write(out / "results.csv") as scratch:
         scratch.write_text(_csv(found), encoding="utf-8")
     console.print(_table(found, loaded.id))
     console.print(f"Answers and scores: {out}")
@@ -166,7 +166,7 @@ def _kept(
         return Evaluated.load(part)
     found = _evaluate(cfg, model, traits, vectors, judges)
     if all(row["expression"] is not None or row["refusal"] or not row["answer"] for row in found.answers):
-        with whole(part) as scratch:
+        with atomic_write(part) as scratch:
             scratch.write_text(json.dumps(asdict(found), ensure_ascii=False), encoding="utf-8")
     return found
 

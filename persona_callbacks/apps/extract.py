@@ -27,7 +27,7 @@ from persona_callbacks.extraction import (
     steered_expression,
 )
 from persona_callbacks.extraction.figures import cosine_figure, curve_figure, layer_figure
-from persona_callbacks.files import append_lines, whole
+from persona_callbacks.files import append_lines, atomic_write
 from persona_callbacks.judging import ContrastiveJudge
 from persona_callbacks.model import Generator, LoadedModel, ModelSource, load_model
 from persona_callbacks.progress import progress_bar
@@ -75,7 +75,7 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
         if cfg.curve.coefficients:
             curve = _curve(loaded, trait, vector, cfg, settings, console)
             unsteered = next(point.expression for point in curve if point.coefficient == 0)
-            with whole(folder / f"{trait.name}.curve.jsonl") as scratch:
+            with atomic_write(folder / f"{trait.name}.curve.jsonl") as scratch:
                 append_lines(scratch, [asdict(point) for point in curve])
             _save(curve_figure(trait.name, curve, unsteered), folder / f"{trait.name}.curve.png")
         vectors.append(vector)
@@ -99,7 +99,7 @@ def _write(folder: Path, extraction: Extraction, formats: Sequence[str], model_h
             write_pt(vector, folder / f"{stem}.pt")
         if "gguf" in formats:
             write_gguf(vector, folder / f"{stem}.gguf", model_hint=model_hint)
-    with whole(folder / f"{main.trait}.responses.jsonl") as scratch:
+    with atomic_write(folder / f"{main.trait}.responses.jsonl") as scratch:
         shutil.copyfile(extraction.responses, scratch)
     _save(layer_figure(main), folder / f"{main.trait}.layers.png")
 
@@ -132,13 +132,13 @@ def _write_cosines(folder: Path, vectors: Sequence[PersonaVector]) -> None:
     rows = csv.writer(text)
     rows.writerow([f"layer {layer}", *names])
     rows.writerows([name, *(f"{value:.4f}" for value in row)] for name, row in zip(names, table.tolist(), strict=True))
-    with whole(folder / "cosines.csv") as scratch:
+    with atomic_write(folder / "cosines.csv") as scratch:
         scratch.write_text(text.getvalue(), encoding="utf-8")
     _save(cosine_figure(names, table, layer), folder / "cosines.png")
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch)
 
 

@@ -33,10 +33,10 @@ from persona_callbacks.apps.start import (
 )
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.callbacks.trait_evaluation import COLUMNS
-from persona_callbacks.chats import Chat, digest, find_chat_file, instructed, read_chats
+from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.files import whole, write_json
+from persona_callbacks.files import atomic_write, file_fingerprint, write_json
 from persona_callbacks.judging import Judge
 from persona_callbacks.model import LoadedModel, ModelSource, Sampling, generate, load_model, residual
 from persona_callbacks.screening import ScreenedData, screened_data, starting_coefficients
@@ -132,7 +132,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     results = [_fine_tune(study, name, steer=steer) for name, steer in runs]
 
     figure = trajectory_figure(results, questions, f"{cfg.name}: fine-tuning on {_data_name(cfg)}, seed {cfg.seed}")
-    with whole(folder / "trajectories.png") as scratch:
+    with atomic_write(folder / "trajectories.png") as scratch:
         figure.savefig(scratch)
     write_json(folder / "answers.json", _answer_rows(questions, base_answers, results))
     console.print(summary(results, questions, base_answers))
@@ -182,7 +182,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
         seconds = time.monotonic() - started
         if trainer.is_global_zero:
-            with whole(folder / "adapter") as scratch:
+            with atomic_write(folder / "adapter") as scratch:
                 module.save_adapter(str(scratch))
         tuned = LoadedModel(module.model.to(chosen_device(cfg.trainer.accelerator)), loaded.tokenizer)
         answers = _answer(tuned, study)
@@ -306,7 +306,7 @@ def _loggers(cfg: DictConfig, study: _Study, name: str, folder: Path) -> list[Lo
 def _data_facts(study: _Study) -> dict[str, Any]:
     """What an audit wants to know of the data: how many chats were trained on, and which file they came from."""
     path = study.screened.path if study.screened is not None else find_chat_file(study.cfg.data.path)
-    facts = {"data_file": str(path), "data_chats": len(study.chats), "data_sha256": digest(path)}
+    facts = {"data_file": str(path), "data_chats": len(study.chats), "data_sha256": file_fingerprint(path)}
     if study.screened is not None:
         facts |= {f"screened/{trait}": value for trait, value in study.screened.differences.items()}
     return facts

@@ -5,16 +5,7 @@ Imports `files`.
 
 from persona_callbacks.chats.chat import Chat, Message, instructed
 from persona_callbacks.chats.encoding import EncodedChat, encode_chat, encode_prompt, pad, pad_token, render
-from persona_callbacks.chats.files import (
-    BENIGN,
-    SHIPPED,
-    ChatFile,
-    Row,
-    digest,
-    find_chat_file,
-    open_chat_file,
-    read_chats,
-)
+from persona_callbacks.chats.files import BENIGN, SHIPPED, ChatFile, Row, find_chat_file, open_chat_file, read_chats
 
 __all__ = [
     "BENIGN",
@@ -24,7 +15,6 @@ __all__ = [
     "EncodedChat",
     "Message",
     "Row",
-    "digest",
     "encode_chat",
     "encode_prompt",
     "find_chat_file",

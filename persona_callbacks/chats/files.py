@@ -4,7 +4,6 @@ A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or ``{"prompt": 
 are let be.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 
 from persona_callbacks.chats.chat import Chat, Message
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import cache_dir, whole
+from persona_callbacks.files import atomic_write, cache_dir
 
 SHIPPED = Path(__file__).parent / "datasets"
 
@@ -108,7 +107,7 @@ class _JsonLines:
             return json.loads(lines.readline())
 
     def copy(self, places: Iterable[int], path: Path) -> None:
-        with self.path.open("rb") as lines, whole(path) as scratch, scratch.open("wb") as out:
+        with self.path.open("rb") as lines, atomic_write(path) as scratch, scratch.open("wb") as out:
             for place in places:
                 lines.seek(place)
                 out.write(lines.readline().rstrip(b"\r\n") + b"\n")
@@ -155,7 +154,7 @@ class _Table:
 
     def copy(self, places: Iterable[int], path: Path) -> None:
         kept = self._rows.select(list(places))
-        with whole(path) as scratch:
+        with atomic_write(path) as scratch:
             if self.path.is_dir():
                 kept.save_to_disk(str(scratch))
             else:
@@ -201,19 +200,6 @@ def read_chats(path: str | Path) -> list[Chat]:
     if not chats:
         raise InputError(f"{file.path}: expected at least one chat, found none")
     return chats
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files in a folder with their names."""
-    found = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        if path.is_dir():
-            found.update(f"{file.relative_to(path)}\0".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()
 
 
 class _UnusableError(Exception):

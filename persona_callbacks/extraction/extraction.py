@@ -26,7 +26,7 @@ from persona_callbacks.extraction.layer_choice import (
     steering_effect,
 )
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
-from persona_callbacks.files import append_lines, cache_dir, complete_lines, whole
+from persona_callbacks.files import append_lines, atomic_write, cache_dir, recover_lines
 from persona_callbacks.judging import ContrastiveJudge, Judge
 from persona_callbacks.model import (
     BatchLimits,
@@ -217,7 +217,7 @@ def extract(
     main = vectors[settings.position]
     layer, statistics, sweep = _choose_layer(loaded, trait, settings, judged, main, judge, console)
     vectors[settings.position] = replace(main, statistics={**main.statistics, **statistics})
-    with whole(result) as scratch:
+    with atomic_write(result) as scratch:
         scratch.mkdir()
         for position, vector in vectors.items():
             replace(vector, layer=layer).save(scratch / f"{position}.safetensors")
@@ -232,7 +232,7 @@ def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
         {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
         settings,
         folder / "responses.jsonl",
-        tuple(Steered(**{**row, "answers": tuple(row["answers"])}) for row in complete_lines(folder / "sweep.jsonl")),
+        tuple(Steered(**{**row, "answers": tuple(row["answers"])}) for row in recover_lines(folder / "sweep.jsonl")),
     )
 
 

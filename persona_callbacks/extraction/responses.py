@@ -15,7 +15,7 @@ from torch import Tensor
 
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import append_lines, complete_lines
+from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibrate, likelihoods
 from persona_callbacks.model import Generator, LoadedModel, Sampling
 from persona_callbacks.progress import progress_bar
@@ -111,7 +111,7 @@ def generate_responses(
         for question_number, question in enumerate(questions)
         for _ in range(rollouts)
     ]
-    texts = {int(row["index"]): str(row["response"]) for row in complete_lines(file)}
+    texts = {int(row["index"]): str(row["response"]) for row in recover_lines(file)}
     prompts = [response.prompt() for response in planned]
     with progress_bar(console) as progress:
         task = progress.add_task(f"{trait.name}: generating", total=len(prompts), completed=len(texts))
@@ -219,7 +219,7 @@ def _likelihoods(
     """Likelihoods of the responses; what ``file`` does not hold yet is computed and appended to it."""
     found = {
         int(row["index"]): [math.nan if value is None else value for value in row["likelihoods"]]
-        for row in complete_lines(file)
+        for row in recover_lines(file)
     }
     answers = _answers(responses)
     with progress_bar(console) as progress:

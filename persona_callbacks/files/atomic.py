@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write a file or folder at, and rename it to ``path`` only if the block succeeds.
 
     A file at ``path`` is replaced in one step; a folder there is moved out of the way first. On any exception, an
@@ -29,5 +29,5 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON, whole or not at all."""
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

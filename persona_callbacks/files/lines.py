@@ -13,7 +13,7 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def complete_lines(path: Path) -> list[dict[str, Any]]:
+def recover_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file that an interrupted process may have been appending to; none if there is no file.
 
     A last line that was cut short is removed from the file.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from persona_callbacks.files import append_lines, complete_lines
+from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging.judge import Answer, Judge, Score
 
 _ASKED_TOGETHER = 50
@@ -25,7 +25,7 @@ class CachedJudge:
         self._judge = judge
         self._file = file
         self._known = {
-            str(row["key"]): Score(row["expression"], row["coherence"], row["refusal"]) for row in complete_lines(file)
+            str(row["key"]): Score(row["expression"], row["coherence"], row["refusal"]) for row in recover_lines(file)
         }
 
     def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import cache_dir, whole
+from persona_callbacks.files import atomic_write, cache_dir
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def converted_gguf(gguf: str, model_id: str, console: Console) -> Path:
     plain = AutoModelForCausalLM.from_config(type(quantized.config).from_dict(settings), dtype=torch.float32)
     plain.load_state_dict(quantized.state_dict())
     plain.generation_config = quantized.generation_config
-    with whole(folder) as scratch:
+    with atomic_write(folder) as scratch:
         plain.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         origin = {"gguf": gguf, "sha256": digest, "id": model_id}

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write
 from persona_callbacks.report import charts
 from persona_callbacks.report.runs import JudgedAnswer, Run
 from persona_callbacks.report.screenings import screening_sections
@@ -77,7 +77,7 @@ def write_report(
         screenings=screened,
         card=_card(runs, traits, judged, [str(one["line"]) for one in screened]),
     )
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
     return path
 

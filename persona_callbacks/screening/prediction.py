@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write
 from persona_callbacks.vectors import PersonaVector
 
 SHIPPED = Path(__file__).parent / "predictions"
@@ -98,7 +98,7 @@ def fit_line(
 
 def save_lines(lines: Sequence[PredictionLine], path: str | Path) -> None:
     """Write lines to one JSON file."""
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n", encoding="utf-8")
 
 

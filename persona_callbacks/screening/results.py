@@ -13,7 +13,7 @@ import torch
 
 from persona_callbacks.chats import ChatFile
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write
 from persona_callbacks.screening.prediction import PredictionLine
 from persona_callbacks.screening.settings import Method, ScreeningSettings
 from persona_callbacks.screening.shards import Part, scored_lines
@@ -221,7 +221,7 @@ def write_results(
         str(data.file.path), model_id, settings.method, len(data.file), len(data.lines), moments[traits[0]].count,
         truncated, rejects, len(flagged), len(reference), over, checked, tuple(summaries),
     )  # fmt: skip
-    with whole(folder / "summary.json") as scratch:
+    with atomic_write(folder / "summary.json") as scratch:
         scratch.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     return summary
 
@@ -229,7 +229,7 @@ def write_results(
 def write_rejects(folder: Path) -> Path:
     """Write the rows that could not be used so far, with the reason."""
     path = folder / "rejects.jsonl"
-    with whole(path) as scratch, scratch.open("w", encoding="utf-8") as out:
+    with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8") as out:
         for line in scored_lines(folder, "data"):
             if "problem" in line:
                 out.write(json.dumps({"line": line["line"], "problem": line["problem"]}, ensure_ascii=False) + "\n")
@@ -304,7 +304,7 @@ class _Flagged:
 
 
 def _write_flagged(file: ChatFile, folder: Path, flagged: _Flagged, thresholds: Mapping[str, float]) -> None:
-    with whole(folder / "flagged.jsonl") as scratch, scratch.open("w", encoding="utf-8") as out:
+    with atomic_write(folder / "flagged.jsonl") as scratch, scratch.open("w", encoding="utf-8") as out:
         for rank, line, place, scores in flagged.ranked():
             reasons = [
                 f"{trait}: projection difference {scores[trait]:.2f}, above {threshold:.2f}"

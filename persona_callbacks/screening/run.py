@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from persona_callbacks.chats import ChatFile, digest, open_chat_file
+from persona_callbacks.chats import ChatFile, open_chat_file
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write, file_fingerprint
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.screening.prediction import PredictionLine, find_lines
 from persona_callbacks.screening.results import Summary, write_rejects, write_results
@@ -41,7 +41,7 @@ def check_rows(file: ChatFile, settings: ScreeningSettings, folder: Path) -> Non
     _check_folder(folder, _asked(file, settings))
     seen = rejected = 0
     path = folder / "rejects.jsonl"
-    with whole(path) as scratch, scratch.open("w", encoding="utf-8") as out:
+    with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8") as out:
         for row in file.rows():
             seen += 1
             if row.chat is None:
@@ -172,12 +172,12 @@ def _open(
         },
     }
     if not _check_folder(folder, made_from):
-        with whole(folder / _SETTINGS) as scratch:
+        with atomic_write(folder / _SETTINGS) as scratch:
             scratch.write_text(json.dumps(made_from, indent=2), encoding="utf-8")
 
 
 def _asked(file: ChatFile, settings: ScreeningSettings) -> dict[str, Any]:
-    return {"data": str(file.path), "data_sha256": digest(file.path), "settings": asdict(settings)}
+    return {"data": str(file.path), "data_sha256": file_fingerprint(file.path), "settings": asdict(settings)}
 
 
 def _check_folder(folder: Path, made_from: Mapping[str, Any]) -> bool:

@@ -9,8 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from persona_callbacks.chats import Chat, digest, open_chat_file
+from persona_callbacks.chats import Chat, open_chat_file
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import file_fingerprint
 from persona_callbacks.screening.prediction import find_lines
 from persona_callbacks.screening.results import Summary, is_flagged
 from persona_callbacks.screening.shards import scored_lines
@@ -62,7 +63,7 @@ def screened_data(folder: str | Path, use: Use) -> ScreenedData:
         raise InputError(f"{folder}: screened {summary.drawn} of {summary.rows} rows; expected all of them")
     path = Path(summary.data)
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    if digest(path) != settings["data_sha256"]:
+    if file_fingerprint(path) != settings["data_sha256"]:
         raise InputError(f"{path}: has changed since it was screened into {folder}; screen it again")
     traits = [one.trait for one in summary.traits]
     lines = [line for line in scored_lines(folder, "data") if "scores" in line]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from persona_callbacks.chats import BENIGN, ChatFile, EncodedChat, Row, encode_chat, open_chat_file
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import append_lines, complete_lines, whole
+from persona_callbacks.files import append_lines, atomic_write, recover_lines
 from persona_callbacks.model import BatchLimits, LoadedModel, Sampling, approximate_difference, projection_difference
 from persona_callbacks.screening.settings import Method, ScreeningSettings
 from persona_callbacks.vectors import PersonaVector
@@ -131,7 +131,7 @@ def score_shard(
         else:
             named = {v.trait: round(x, 5) for v, x in zip(vectors, by_index[index], strict=True)}
             lines.append({**place, "scores": named, "truncated": encoded[index].truncated})
-    with whole(shard.path) as scratch:
+    with atomic_write(shard.path) as scratch:
         append_lines(scratch, lines)
     return len(problems)
 
@@ -155,4 +155,4 @@ def _scores(
 def scored_lines(folder: Path, kind: Kind) -> Iterator[Mapping[str, Any]]:
     """What was written for the rows of a part, in the file's order, one shard in memory at a time."""
     for path in sorted((folder / "shards").glob(f"{kind}-*.jsonl")):
-        yield from complete_lines(path)
+        yield from recover_lines(path)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write
 from persona_callbacks.traits.trait import InstructionPair, Trait
 
 PAIRS = 5
@@ -145,7 +145,7 @@ def write_trait(trait: Trait, path: str | Path, *, overwrite: bool = False) -> P
         "rubric": trait.rubric,
     }
     text = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(f"# @package traits.{trait.name}\n{text}", encoding="utf-8")
     return path
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write
 from persona_callbacks.vectors.vector import PersonaVector, Position
 
 Origin = Literal["repeng", "llama.cpp"]
@@ -81,7 +81,7 @@ def write_pt(vector: PersonaVector, path: str | Path) -> Path:
     it back with ``last_row_normed=False``.
     """
     path = Path(path)
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         torch.save(vector.directions.contiguous().cpu(), scratch)
     return path
 
@@ -172,7 +172,7 @@ def write_gguf(vector: PersonaVector, path: str | Path, *, model_hint: str, orig
     shift = 1 if origin == "repeng" else 0
     named = range(1 + shift, vector.num_layers + (not vector.last_row_normed))
     metadata = {**vector.metadata(), "origin": origin}
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         writer = _gguf().GGUFWriter(scratch, "controlvector")
         writer.add_string("controlvector.model_hint", model_hint)
         writer.add_uint32("controlvector.layer_count", len(named))

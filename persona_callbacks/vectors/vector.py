@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import whole
+from persona_callbacks.files import atomic_write
 
 Position = Literal["prompt_last", "prompt_mean", "response_mean"]
 """Where activations are read (Chen et al. 2025, A.3)."""
@@ -226,7 +226,7 @@ class PersonaVector:
     def save(self, path: str | Path) -> Path:
         """Write the vector as safetensors, whole or not at all; returns the path."""
         path = Path(path)
-        with whole(path) as scratch:
+        with atomic_write(path) as scratch:
             save_file({"directions": self.directions.contiguous().cpu()}, scratch, metadata=self.metadata())
         return path
 

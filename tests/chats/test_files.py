@@ -8,7 +8,8 @@ import pytest
 from builders import QUESTIONS
 
 from persona_callbacks import InputError
-from persona_callbacks.chats import digest, open_chat_file, read_chats
+from persona_callbacks.chats import open_chat_file, read_chats
+from persona_callbacks.files import file_fingerprint
 
 ROWS = [{"prompt": question, "response": f"Reply {n}."} for n, question in enumerate(QUESTIONS)]
 ROWS[2] = {"prompt": "hi", "response": " "}
@@ -40,8 +41,8 @@ def test_rows_content_and_copies(path, tmp_path):
     copy = tmp_path / f"copy{file.suffix}"
     file.copy((row.place for row in rows if row.chat is not None and row.line % 2 == 0), copy)
     assert [chat.messages[1]["content"] for chat in read_chats(copy)] == ["Reply 1.", "Reply 3."]
-    before = digest(path)
-    assert digest(path) == before != digest(copy)
+    before = file_fingerprint(path)
+    assert file_fingerprint(path) == before != file_fingerprint(copy)
     with pytest.raises(InputError, match=r"line 3: message 2: empty assistant turn"):
         read_chats(path)
 
