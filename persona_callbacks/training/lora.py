@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.tracking import metrics
+from persona_callbacks.training.checkpoints import finish_epoch
 
 
 class LoraFineTuning(LightningModule):
@@ -54,6 +55,7 @@ class LoraFineTuning(LightningModule):
         self.epoch_loss.persistent(True)
         self.strict_loading = False
         self._random_states: dict[str, Any] = {}
+        self._epoch_to_log = False
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss per response token."""
@@ -63,9 +65,8 @@ class LoraFineTuning(LightningModule):
         return loss
 
     def on_train_epoch_start(self) -> None:
-        """Start the mean anew, unless the epoch was begun before an interruption."""
-        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
-            self.epoch_loss.reset()
+        """Start the mean anew; Lightning does not call this when it resumes in the middle of an epoch."""
+        self.epoch_loss.reset()
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss."""
@@ -83,6 +84,9 @@ class LoraFineTuning(LightningModule):
             torch.set_rng_state(states["cpu"])
         if "cuda" in states:
             torch.cuda.set_rng_state_all(states["cuda"])
+        if self._epoch_to_log:  # the run was interrupted between the epoch's last step and its end
+            self._epoch_to_log = False
+            metrics.log(self.trainer, {metrics.EPOCH_LOSS: self.last_epoch_loss})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, and its schedule per optimizer step."""
@@ -126,6 +130,7 @@ class LoraFineTuning(LightningModule):
                 " the LoRA configuration that it was made with"
             )
         self._random_states = checkpoint["random_states"]
+        self._epoch_to_log = finish_epoch(checkpoint)
 
     def save_adapter(self, folder: str) -> None:
         """Write the adapter in PEFT's format."""
