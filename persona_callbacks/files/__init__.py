@@ -3,16 +3,19 @@
 Imports nothing of the library but its errors.
 """
 
-from persona_callbacks.files.atomic import atomic_write, write_json
+from persona_callbacks.files.atomic import atomic_write, remove_scratch, write_json
 from persona_callbacks.files.cache import cache_dir
 from persona_callbacks.files.fingerprint import file_fingerprint
 from persona_callbacks.files.lines import append_lines, recover_lines
+from persona_callbacks.files.lock import locked_folder
 
 __all__ = [
     "append_lines",
     "atomic_write",
     "cache_dir",
     "file_fingerprint",
+    "locked_folder",
     "recover_lines",
+    "remove_scratch",
     "write_json",
 ]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_SCRATCH = ".partial"
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -17,7 +19,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SCRATCH, dir=path.parent))
     try:
         yield scratch / path.name
         if path.is_dir():
@@ -31,3 +33,13 @@ def write_json(path: Path, content: object) -> None:
     """Write JSON, whole or not at all."""
     with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove what processes that were killed inside :func:`atomic_write` left at or below a folder.
+
+    Call it only while no other process writes there.
+    """
+    for scratch in folder.rglob(f".*{_SCRATCH}"):
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -54,8 +54,8 @@ def readable_checkpoint(path: Path) -> Path | None:
             torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises what the bytes happen to trip over
             warnings.warn(
-                f"{candidate}: the checkpoint cannot be read ({type(error).__name__}: {error}); the run resumes from the"
-                " one before it, or starts again if there is none",
+                f"{candidate}: the checkpoint cannot be read ({type(error).__name__}: {error}); the run resumes from"
+                " the one before it, or starts again if there is none",
                 stacklevel=2,
             )
         else:

@@ -1,5 +1,6 @@
 """Checkpoints that cannot be half written, and runs resumed at an epoch's last step."""
 
+import contextlib
 import itertools
 
 import lightning.pytorch as pl
@@ -52,15 +53,13 @@ def train(folder, tokenizer, *, stop_at=None, **settings):
         callbacks=callbacks, plugins=[AtomicCheckpointIO()], **({"max_epochs": 3} | settings),
     )  # fmt: skip
     checkpoint = readable_checkpoint(folder / "last.ckpt")
-    try:
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
-    except (KeyboardInterrupt, SystemExit):
-        pass
     return module, trainer
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 6}], ids=["epochs", "steps"])
-@pytest.mark.parametrize("stops", [pair for pair in itertools.combinations((1, 2, 3, 4, 5, 6), 2)], ids=str)
+@pytest.mark.parametrize("stops", list(itertools.combinations((1, 2, 3, 4, 5, 6), 2)), ids=str)
 def test_interrupted_twice_and_resumed_the_run_is_the_uninterrupted_one(tmp_path, tokenizer, stops, limit):
     whole, trainer = train(tmp_path / "whole", tokenizer, **limit)
     assert trainer.global_step == 6
