@@ -8,6 +8,7 @@ from rich.console import Console
 from persona_callbacks import (
     Ablation,
     Adaptive,
+    Constant,
     InputError,
     PreventativeSteering,
     ProjectionRegularisation,
@@ -18,6 +19,7 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.apps.train import _callbacks, _prompted, _Study, train
 from persona_callbacks.chats import read_chats
+from persona_callbacks.steering import GivenStart
 
 
 def config(*overrides):
@@ -35,11 +37,11 @@ def test_each_choice_makes_the_callback_it_names(choice):
     else:
         assert type(steering) is PreventativeSteering
         expected = {
-            "constant": None,
+            "constant": Constant(1.0),
             "schedule": Schedule(),
             "adaptive": Adaptive(),
             "feedforward": Adaptive(feedback=False),
-            "reactive": Adaptive(feed_forward="none", reach=3.0),
+            "reactive": Adaptive(GivenStart(0.0), reach=3.0),
         }
         assert steering.law == expected[choice], "the file's defaults and the code's differ"
 
@@ -47,7 +49,7 @@ def test_each_choice_makes_the_callback_it_names(choice):
 def test_coefficient_and_target_by_trait_come_through():
     vectors = [make_vector(), make_vector("sycophancy", seed=2)]
     cfg = config("steering=constant", "steering.callback.coefficient={evil: 0.8, sycophancy: 0.4}")
-    assert _callbacks(cfg, vectors, steer=True)[1].coefficients == {"evil": 0.8, "sycophancy": 0.4}
+    assert _callbacks(cfg, vectors, steer=True)[1].law.coefficient == {"evil": 0.8, "sycophancy": 0.4}
     cfg = config("steering.callback.coefficient.target={evil: 1.5, sycophancy: 0}", "steering.callback.layers=[2,3]")
     steering = _callbacks(cfg, vectors, steer=True)[1]
     assert steering.law.target == {"evil": 1.5, "sycophancy": 0}

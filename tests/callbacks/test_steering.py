@@ -14,12 +14,14 @@ from persona_callbacks import (
     Ablation,
     Adaptive,
     DriftGuard,
+    InputError,
     PersonaMonitor,
     PreventativeSteering,
     ProjectionRegularisation,
     Schedule,
 )
-from persona_callbacks.callbacks._seams import sample_chats
+from persona_callbacks.callbacks._fit import sample_chats
+from persona_callbacks.steering import LikeliestStart, MatchingStart
 from persona_callbacks.vectors import algebra as arithmetic
 from persona_callbacks.vectors import incremental_directions, steering_additions
 
@@ -129,7 +131,9 @@ def test_increments_sum_to_the_raw_direction_where_blocks_are_identity(tokenizer
 
 
 def adaptive(vectors, **law):
-    return PersonaMonitor(vectors, every_n_steps=4), PreventativeSteering(vectors, Adaptive(samples=6, **law))
+    return PersonaMonitor(vectors, every_n_steps=4), PreventativeSteering(
+        vectors, Adaptive(LikeliestStart(samples=6), **law)
+    )
 
 
 def test_adaptive_starts_where_the_data_are_likeliest(tokenizer, tmp_path):
@@ -151,16 +155,14 @@ def test_adaptive_starts_where_the_data_are_likeliest(tokenizer, tmp_path):
     values = [loss(alpha) for alpha in (0.0, 0.4, 0.8)]
     slope, curvature = (4 * values[1] - values[2] - 3 * values[0]) / 0.8, (values[2] - 2 * values[1] + values[0]) / 0.16
     expected = min(2.0, max(0.0, -slope / curvature)) if curvature > 0 else 2.0 * (slope < 0)
-    steering = PreventativeSteering([vector], Adaptive(samples=6, feedback=False))
+    steering = PreventativeSteering([vector], Adaptive(LikeliestStart(samples=6), feedback=False))
     fit(ForeignModule(tiny_model(peft=True), tokenizer), [steering], tmp_path, max_steps=1, limit_val_batches=0)
     assert steering.coefficients["evil"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_projection_difference_start_against_a_slow_reading(tokenizer, tmp_path):
     vector = small_vector()
-    steering = PreventativeSteering(
-        [vector], Adaptive(feed_forward="projection_difference", samples=6, max_new_tokens=5, feedback=False)
-    )
+    steering = PreventativeSteering([vector], Adaptive(MatchingStart(samples=6, max_new_tokens=5), feedback=False))
     model = tiny_model(peft=True)
     base = tiny_model().eval()
     fit(ForeignModule(model, tokenizer), [steering], tmp_path, max_steps=1, limit_val_batches=0)
@@ -236,9 +238,9 @@ def test_adaptive_needs_a_monitor_and_data_to_screen(tokenizer, tmp_path):
     hooks = all_hooks(module)
     with pytest.raises(MisconfigurationException, match=r"add PersonaMonitor\(vectors\)"):
         fit(module, [PreventativeSteering([make_vector()])], tmp_path)
-    with pytest.raises(MisconfigurationException, match="target names the traits"):
+    with pytest.raises(InputError, match="target names the traits"):
         PreventativeSteering([make_vector()], Adaptive(target={"other": 1.0}))
-    with pytest.raises(MisconfigurationException, match="positions must be"):
+    with pytest.raises(InputError, match="positions must be"):
         PreventativeSteering([make_vector()], 1.0, positions="prompt")
 
     class Stream(torch.utils.data.IterableDataset):
@@ -366,9 +368,9 @@ def test_guard_acts_when_a_shift_passes_its_limit(action, tokenizer, tmp_path):
 def test_guard_says_what_it_lacks(tokenizer, tmp_path):
     monitor = PersonaMonitor([make_vector()])
     module = ForeignModule(tiny_model(peft=True), tokenizer)
-    with pytest.raises(MisconfigurationException, match="found none"):
+    with pytest.raises(InputError, match="found none"):
         DriftGuard()
-    with pytest.raises(MisconfigurationException, match="unknown action"):
+    with pytest.raises(InputError, match="unknown action"):
         DriftGuard(shift=1.0, action="explode")
     with pytest.raises(MisconfigurationException, match="needs a PersonaMonitor before it"):
         fit(module, [DriftGuard(shift=1.0), monitor], tmp_path)
