@@ -19,6 +19,7 @@ from persona_callbacks import (
     PreventativeSteering,
     ProjectionRegularisation,
     Schedule,
+    TraitEvaluation,
 )
 from persona_callbacks.callbacks._fit import sample_chats
 from persona_callbacks.steering import LikeliestStart, MatchingStart
@@ -218,6 +219,82 @@ def test_adaptive_steering_does_not_depend_on_the_order_of_callbacks(tokenizer, 
     first, second = run(reverse=False), run(reverse=True)
     assert first[1] == second[1]
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+
+
+def test_two_adaptive_steerings_each_get_the_readings_they_ask_for(tokenizer, tmp_path):
+    """With requests that overwrote each other, the steering that comes first would wait for the other's readings."""
+
+    class Every(Adaptive):
+        def __init__(self, steps):
+            super().__init__(start=0.5)
+            self.steps, self.read = steps, []
+
+        def after_reading(self, step, shift):
+            self.read.append(step)
+            return super().after_reading(step, shift)
+
+        @property
+        def next_reading(self):
+            return ([0, *self.read][-1] // self.steps + 1) * self.steps
+
+    vectors = [small_vector(), small_vector("other", 2)]
+    monitor = PersonaMonitor(vectors, every_n_steps=100)
+    steerings = [PreventativeSteering([vector], Every(steps)) for vector, steps in zip(vectors, (4, 3), strict=True)]
+    fit(ForeignModule(tiny_model(peft=True), tokenizer), [monitor, *steerings_with_keys(steerings)], tmp_path,
+        max_epochs=3)  # fmt: skip
+    assert [reading.step for reading in monitor.readings] == [0, 3, 4, 6, 8, 9, 12, 15, 16, 18]
+    monitor = PersonaMonitor(vectors)
+    first, second = object(), object()
+    monitor.request(first, 5)
+    monitor.request(second, 7)
+    monitor.request(first, 6)
+    assert sorted(monitor._requests.values()) == [6, 7]
+    monitor.request(second, None)
+    assert sorted(monitor._requests.values()) == [6]
+
+
+def steerings_with_keys(steerings):
+    """Two callbacks of one class need state keys of their own."""
+    for steering in steerings:
+        key = f"PreventativeSteering-{steering.vectors[0].trait}"
+        steering.__class__ = type(key, (PreventativeSteering,), {"state_key": key})
+    return steerings
+
+
+def test_state_of_a_checkpoint_from_before_laws_is_read(tokenizer, tmp_path):
+    monitor, steering = adaptive([small_vector()], tolerance=0.0)
+    fit(ForeignModule(tiny_model(peft=True), tokenizer), [monitor, steering], tmp_path)
+    state = steering.state_dict()
+    controller = {name: value for name, value in state["law"].items() if name != "last_reading"}
+    older = {"coefficients": state["coefficients"], "controller": controller, "seen": state["step_read"], "told": True}
+    _, restored = adaptive([small_vector()], tolerance=0.0)
+    restored.load_state_dict(older)
+    assert restored.coefficients == state["coefficients"]
+    assert restored.state_dict() == {**state, "step": -1, "warned": True}
+
+
+def test_settings_are_checked_without_vectors():
+    good = {"traits": ["evil"], "num_layers": 4}
+    for callback in (PreventativeSteering, Ablation, ProjectionRegularisation, PersonaMonitor, TraitEvaluation):
+        callback.check(**good)
+    for callback, wrong, named in (
+        (PreventativeSteering, {"layers": [9]}, "unknown layer 9"),
+        (PreventativeSteering, {"layers": "every"}, "'all', 'chosen' or a list"),
+        (PreventativeSteering, {"coefficient": {"kind": 1.0}}, "coefficient names the traits"),
+        (PreventativeSteering, {"coefficient": Adaptive(start={"kind": 1.0})}, "start names the traits"),
+        (PreventativeSteering, {"coefficient": Adaptive(target={"kind": 1.0})}, "target names the traits"),
+        (PreventativeSteering, {"chats": []}, "chats is empty"),
+        (Ablation, {"positions": "prompt"}, "positions must be"),
+        (ProjectionRegularisation, {"weight": -1.0}, "weight must be 0 or more"),
+        (PersonaMonitor, {"every_n_steps": 0}, "every_n_steps must be at least 1"),
+        (PersonaMonitor, {"position": "response_mean"}, "position must be"),
+        (TraitEvaluation, {"questions": 0}, "questions must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=named):
+            callback.check(**good, **wrong)
+        if callback is not TraitEvaluation:
+            with pytest.raises(InputError, match=named):
+                callback([make_vector()], **wrong)
 
 
 def test_schedule_moves_the_coefficient_by_optimizer_steps(tokenizer, tmp_path):
