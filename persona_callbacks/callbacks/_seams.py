@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError
@@ -37,7 +37,7 @@ def sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:
     return summed
 
 
-def find_model(pl_module: LightningModule, vectors: Sequence[PersonaVector]) -> nn.Module:
+def find_model(pl_module: LightningModule, vectors: Sequence[PersonaVector]) -> residual.LanguageModel:
     """The language model in a Lightning module.
 
     Raises:
