@@ -9,15 +9,17 @@ from persona_callbacks.callbacks import (
     TraitEvaluation,
 )
 from persona_callbacks.errors import InputError
-from persona_callbacks.steering import Adaptive, Schedule
+from persona_callbacks.steering import Adaptive, Constant, Law, Schedule
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
 __all__ = [
     "Ablation",
     "Adaptive",
+    "Constant",
     "DriftGuard",
     "InputError",
+    "Law",
     "PersonaMonitor",
     "PersonaVector",
     "PreventativeSteering",

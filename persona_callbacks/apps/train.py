@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from peft import LoraConfig
 from rich.console import Console
 from torch import nn
@@ -39,7 +39,7 @@ from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import atomic_write, file_fingerprint, write_json
 from persona_callbacks.judging import Judge
 from persona_callbacks.model import LoadedModel, ModelSource, Sampling, generate, load_model, residual
-from persona_callbacks.screening import ScreenedData, screened_data, starting_coefficients
+from persona_callbacks.screening import ScreenedData, screened_data
 from persona_callbacks.tracking import metrics
 from persona_callbacks.training import ChatData, LoraFineTuning, RunResult, summary, trajectory_figure
 from persona_callbacks.traits import Trait
@@ -82,8 +82,6 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     traits = chosen_traits(cfg)
     screened = screened_data(cfg.data.screening, cfg.data.use) if cfg.data.get("screening") else None
     chats = (read_chats(cfg.data.path) if screened is None else screened.chats)[: cfg.data.max_samples]
-    if screened is None and OmegaConf.select(cfg, "steering.callback.coefficient.start") == "screening":
-        raise InputError("steering.callback.coefficient.start=screening: it needs data=screened data.screening=FOLDER")
     instantiate(cfg.lora)
     from_files = [PersonaVector.load(path) for path in cfg.vectors]
     steered_traits = _steered(cfg, [*(vector.trait for vector in from_files), *(trait.name for trait in traits)])
@@ -160,7 +158,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
     chats = _prompted(study) if steer and cfg.steering.prompting else study.chats
     weights = study.screened.weights[: len(chats)] if study.screened and cfg.data.use == "reweighted" else None
     data = ChatData(chats, loaded.tokenizer, cfg.data.batch_size, cfg.data.max_length, cfg.seed, weights)
-    monitor, steering = _callbacks(cfg, study.vectors, study.screened, steer=steer)
+    monitor, steering = _callbacks(cfg, study.vectors, steer=steer)
     saver = ModelCheckpoint(
         folder,
         filename="last",
@@ -239,7 +237,7 @@ def _steered(cfg: DictConfig, traits: Sequence[str]) -> list[str]:
 
 
 def _callbacks(
-    cfg: DictConfig, vectors: Sequence[PersonaVector], screened: ScreenedData | None = None, *, steer: bool
+    cfg: DictConfig, vectors: Sequence[PersonaVector], *, steer: bool
 ) -> tuple[PersonaMonitor, Callback | None]:
     """The monitor of all traits, and the steering, or what is compared with it, of those to steer."""
     monitor: PersonaMonitor = instantiate(cfg.monitor, _partial_=True, _convert_="all")(vectors=vectors)
@@ -247,10 +245,7 @@ def _callbacks(
         return monitor, None
     traits = _steered(cfg, [vector.trait for vector in vectors])
     chosen = [vector for vector in vectors if vector.trait in traits]
-    callback = cfg.steering.callback.copy()
-    if OmegaConf.select(callback, "coefficient.start") == "screening":
-        callback.coefficient.start = starting_coefficients(screened, chosen) if screened is not None else None
-    return monitor, instantiate(callback, _partial_=True, _convert_="all")(vectors=chosen)
+    return monitor, instantiate(cfg.steering.callback, _partial_=True, _convert_="all")(vectors=chosen)
 
 
 def _is_steered(cfg: DictConfig) -> bool:

@@ -1,19 +1,33 @@
-"""Where callbacks touch Lightning: processes, the tokenizer, training batches, and writing in training passes only."""
+"""Where callbacks touch Lightning: other callbacks, processes, the model and tokenizer behind a module, and batches."""
 
-import random
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from persona_callbacks.chats import EncodedChat
+from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
-from persona_callbacks.vectors import PersonaVector, SteeredPositions
+from persona_callbacks.vectors import Layers, PersonaVector
+
+CallbackT = TypeVar("CallbackT", bound=Callback)
+
+
+def callbacks_of(trainer: Trainer, kind: type[CallbackT], before: Callback | None = None) -> list[CallbackT]:
+    """The trainer's callbacks of a kind, in the trainer's order; only those that come before another callback if one is
+    given.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set without annotation
+    end = None if before is None else callbacks.index(before)
+    return [callback for callback in callbacks[:end] if isinstance(callback, kind)]
+
+
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether the optimizer steps taken are a multiple of ``trainer.log_every_n_steps``."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
+    return trainer.global_step % every == 0
 
 
 def sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:
@@ -23,18 +37,37 @@ def sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:
     return summed
 
 
+def find_model(pl_module: LightningModule, vectors: Sequence[PersonaVector]) -> residual.LanguageModel:
+    """The language model in a Lightning module.
+
+    Raises:
+        InputError: there is none, or one of the vectors does not fit it.
+    """
+    model = residual.find_language_model(pl_module)
+    shape = residual.dimensions(model)
+    for vector in vectors:
+        vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
+    return model
+
+
 def find_tokenizer(
     callback: str, trainer: Trainer, pl_module: LightningModule, model_id: str
 ) -> PreTrainedTokenizerBase:
-    """The ``tokenizer`` of the module or data module, else the one that ``model_id`` names.
+    """The ``tokenizer`` of the module or data module, else the tokenizer that ``model_id`` names.
+
+    Args:
+        callback: the callback that needs it, for the error.
+        trainer: of the fit; its data module may have the tokenizer.
+        pl_module: the module that is trained.
+        model_id: a folder or hub name.
 
     Raises:
-        MisconfigurationException: there is none; ``callback`` is named as the one that needs it.
+        MisconfigurationException: there is none.
     """
     for owner in (pl_module, getattr(trainer, "datamodule", None)):
-        found = getattr(owner, "tokenizer", None)
-        if isinstance(found, PreTrainedTokenizerBase):
-            return found
+        tokenizer = getattr(owner, "tokenizer", None)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            return tokenizer
     try:
         return AutoTokenizer.from_pretrained(model_id)
     except (OSError, ValueError) as error:
@@ -50,142 +83,30 @@ def response_tokens(batch: Any) -> Tensor | None:
     return labels != -100 if isinstance(labels, Tensor) else None
 
 
-def sample_chats(callback: str, trainer: Trainer, count: int) -> list[EncodedChat]:
-    """Chats drawn at random from the data set behind the training loader, the same in every process. Neither the loader
-    nor any random state is touched.
-
-    Args:
-        callback: who needs them, for errors.
-        trainer: with its training loader set up.
-        count: how many; all if there are fewer.
+def check_layers(callback: str, layers: Layers, num_layers: int) -> None:
+    """Check a choice of layers before there are vectors.
 
     Raises:
-        MisconfigurationException: the data set has no length and items to ask for, or they are no token sequences
-            with labels.
+        InputError: the choice is empty or unknown, or names a layer that a model of ``num_layers`` blocks lacks.
     """
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
-    try:
-        picks = random.Random(0).sample(range(len(dataset)), min(count, len(dataset)))  # type: ignore[arg-type]
-        items = [dataset[index] for index in sorted(picks)]  # type: ignore[index]
-    except (TypeError, NotImplementedError) as error:
-        raise MisconfigurationException(
-            f"{callback} screens a sample of the training data, and found no data set with a length and items behind"
-            f" the training loader ({type(trainer.train_dataloader).__name__}); pass a constant coefficient, or chats="
-        ) from error
-    chats = [chat for chat in map(_encoded, items) if chat is not None]
-    if not chats:
-        raise MisconfigurationException(
-            f"{callback} screens a sample of the training data, and found no item with 'input_ids' and 'labels' that"
-            " mark a response (-100 elsewhere); pass a constant coefficient, or chats="
-        )
-    return chats
-
-
-def _encoded(item: Any) -> EncodedChat | None:
-    """An item as a chat whose response is the last run of tokens that loss is taken on."""
-    if isinstance(item, EncodedChat):
-        return item
-    if not isinstance(item, Mapping) or not {"input_ids", "labels"} <= item.keys():
-        return None
-    marks = [int(label) != -100 for label in torch.as_tensor(item["labels"]).flatten()]
-    if True not in marks:
-        return None
-    end = len(marks) - marks[::-1].index(True)
-    start = end - marks[:end][::-1].index(False) if False in marks[:end] else 0
-    if start == 0:
-        return None  # no prompt
-    ids = tuple(int(token) for token in torch.as_tensor(item["input_ids"]).flatten()[:end])
-    return EncodedChat(ids, start, tuple(place >= start for place in range(end)), tuple(marks[:end]))
-
-
-class TrainingWriter(Callback, ABC):
-    """Writes from the start of each training batch to its end, backward included; never in validation, prediction or
-    probe passes. After the fit, an exception or an interrupt, the model is as it was.
-    """
-
-    vectors: Sequence[PersonaVector]
-    positions: SteeredPositions
-    _writer: residual.ResidualWriter | None = None
-
-    @abstractmethod
-    def attached(self, model: nn.Module) -> residual.ResidualWriter:
-        """A writer on the model, inactive, with what it is to write."""
-
-    def check_positions(self) -> None:
-        """Check ``positions``.
-
-        Raises:
-            MisconfigurationException: unknown.
-        """
-        if self.positions not in ("all", "response"):
-            raise MisconfigurationException(
-                f"{type(self).__name__}: positions must be 'all' or 'response', found {self.positions!r}"
+    if layers in ("all", "chosen"):
+        return
+    if isinstance(layers, str) or not layers:
+        raise InputError(f"{callback}: layers: expected 'all', 'chosen' or a list of layers, found {layers!r}")
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= num_layers:
+            raise InputError(
+                f"{callback}: unknown layer {layer!r}; expected whole numbers from 0 (embedding output) to"
+                f" {num_layers} (after the last block)"
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that every vector fits, and attach to the model, inactive."""
-        model = residual.find_language_model(pl_module)
-        shape = residual.dimensions(model)
-        for vector in self.vectors:
-            vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
-        self._writer = self.attached(model)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin to write.
+def check_at_least_one(callback: str, **values: int | None) -> None:
+    """Check numbers that must be 1 or more, or ``None``.
 
-        Raises:
-            MisconfigurationException: only response tokens are to be steered, and the batch does not mark them.
-        """
-        assert self._writer is not None
-        if self.positions == "response":
-            marked = response_tokens(batch)
-            if marked is None:
-                raise MisconfigurationException(
-                    f"{type(self).__name__}: positions='response' needs batches that are mappings with 'labels' (-100"
-                    " where no loss is taken); choose positions='all'"
-                )
-            self._writer.only_at(marked)
-        self._writer.active = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop writing; after the first batch, make sure that it happened.
-
-        Raises:
-            MisconfigurationException: a forward pass went by without changing a layer that is to be written.
-        """
-        assert self._writer is not None
-        self._writer.active = False
-        silent = self._writer.silent_layers()
-        if silent:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: the first training batch was not steered at layers {silent}. Either the"
-                " training step does not run the model's own blocks, the model was compiled and run before the fit"
-                " (run it first inside the fit), or the coefficient vanishes in the model's dtype"
-            )
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop writing: a training batch that was cut short does not reach its end hook."""
-        self._pause()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop writing: a training batch that was cut short does not reach its end hook."""
-        self._pause()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Detach from the model."""
-        self._detach()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Detach from the model."""
-        self._detach()
-
-    def _pause(self) -> None:
-        if self._writer is not None:
-            self._writer.active = False
-
-    def _detach(self) -> None:
-        if self._writer is not None:
-            self._writer.remove()
-        self._writer = None
+    Raises:
+        InputError: another number.
+    """
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{callback}: {name} must be at least 1, found {value}")

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import TrainingWriter
+from persona_callbacks.callbacks._seams import check_layers
+from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.model import residual
 from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions, check_vectors, steering_layers
 
@@ -20,30 +22,52 @@ class Ablation(TrainingWriter):
         vectors: one persona vector per trait, all of the model that is trained.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
         positions: ``all`` tokens, or only the ``response`` tokens, those that loss is taken on.
+
+    Raises:
+        InputError: vectors that do not go together, an unknown layer or unknown positions.
+
+    Example:
+        >>> from persona_callbacks import Ablation, PersonaVector
+        >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="")
+        >>> callbacks = [Ablation([evil], layers="chosen")]
     """
 
     def __init__(
         self, vectors: Sequence[PersonaVector], layers: Layers = "all", positions: SteeredPositions = "all"
     ) -> None:
-        """Check the arguments.
-
-        Raises:
-            InputError: vectors that do not go together, or an unknown layer.
-            MisconfigurationException: unknown positions.
-        """
         self.vectors = check_vectors(vectors)
+        self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, layers, positions)
         self.positions = positions
-        self.check_positions()
         chosen = steering_layers(self.vectors, layers)
         self._bases = {}
-        for layer in sorted({layer for places in chosen.values() for layer in places}):
+        for layer in sorted({layer for of_trait in chosen.values() for layer in of_trait}):
             rows = [vector.directions[layer] for vector in self.vectors if layer in chosen[vector.trait]]
             # Singular vectors, since Gram and Schmidt's would not survive directions that are (nearly) the same.
             axes, values, _ = torch.linalg.svd(torch.stack(rows, dim=1).double(), full_matrices=False)
             self._bases[layer] = axes[:, values > 1e-6 * values.max()].float()
 
+    @classmethod
+    def check(
+        cls, traits: Sequence[str], num_layers: int, layers: Layers = "all", positions: SteeredPositions = "all"
+    ) -> None:
+        """Check the callback's settings before there are vectors.
+
+        Args:
+            traits: those that are to be ablated.
+            num_layers: blocks of the model.
+            layers: as for the callback.
+            positions: as for the callback.
+
+        Raises:
+            InputError: settings that cannot be.
+        """
+        del traits  # no setting names any
+        check_layers(cls.__name__, layers, num_layers)
+        check_positions(cls.__name__, positions)
+
+    @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:
-        """A writer that ablates."""
+        """Attach a writer that ablates."""
         writer = residual.ResidualWriter(model, list(self._bases))
         writer.ablate(self._bases)
         return writer

@@ -8,9 +8,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
+from persona_callbacks.callbacks._seams import callbacks_of
 from persona_callbacks.callbacks.monitor import PersonaMonitor
+from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.callbacks.trait_evaluation import TraitEvaluation
+from persona_callbacks.errors import InputError
 from persona_callbacks.tracking import metrics
 
 Action = Literal["warn", "stop", "roll_back"]
@@ -32,8 +36,17 @@ class DriftGuard(Callback):
         action: ``warn``, ``stop`` or ``roll_back``.
 
     Attributes:
-        tripped: what passed its limit, in words; empty so far.
+        tripped: what passed its limit, in words; empty until something does.
         rolled_back_to: optimizer steps after which the restored weights were taken; ``None`` if nothing was restored.
+
+    Raises:
+        InputError: nothing to watch, or an unknown action.
+
+    Example:
+        >>> import torch
+        >>> from persona_callbacks import DriftGuard, PersonaMonitor, PersonaVector
+        >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="", probes=("Who are you?",))
+        >>> callbacks = [PersonaMonitor([evil]), DriftGuard(shift={"evil": 5.0}, action="roll_back")]
     """
 
     def __init__(
@@ -43,19 +56,10 @@ class DriftGuard(Callback):
         saturated: bool = False,
         action: Action = "warn",
     ) -> None:
-        """Check the arguments.
-
-        Raises:
-            MisconfigurationException: nothing to watch, or an unknown action.
-        """
         if shift is None and expression is None and not saturated:
-            raise MisconfigurationException(
-                "DriftGuard: expected a limit on shift or expression, or saturated=True; found none"
-            )
+            raise InputError("DriftGuard: expected a limit on shift or expression, or saturated=True; found none")
         if action not in get_args(Action):
-            raise MisconfigurationException(
-                f"DriftGuard: unknown action {action!r}; expected one of {', '.join(get_args(Action))}"
-            )
+            raise InputError(f"DriftGuard: unknown action {action!r}; expected one of {', '.join(get_args(Action))}")
         self.shift = shift
         self.expression = expression
         self.saturated = saturated
@@ -66,6 +70,7 @@ class DriftGuard(Callback):
         self._good_step = 0
         self._resumed = False
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """What tripped, and the weights to roll back to."""
         return {
@@ -75,25 +80,26 @@ class DriftGuard(Callback):
             "good_step": self._good_step,
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what tripped, and the weights to roll back to."""
         self.tripped, self.rolled_back_to = state_dict["tripped"], state_dict["rolled_back_to"]
         self._good, self._good_step = dict(state_dict["good"]), state_dict["good_step"]
         self._resumed = True
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is watched.
 
         Raises:
             MisconfigurationException: it is not among the callbacks, comes after this one, or has no such trait.
         """
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set without annotation
-        before = callbacks[: callbacks.index(self)]
-        monitors = [callback for callback in before if isinstance(callback, PersonaMonitor)]
-        evaluations = [callback for callback in before if isinstance(callback, TraitEvaluation)]
-        for name, limit, found in (("shift", self.shift, monitors), ("expression", self.expression, evaluations)):
+        monitors = callbacks_of(trainer, PersonaMonitor, before=self)
+        evaluations = callbacks_of(trainer, TraitEvaluation, before=self)
+        self._steerings = callbacks_of(trainer, PreventativeSteering, before=self)
+        for name, limit, watched in (("shift", self.shift, monitors), ("expression", self.expression, evaluations)):
             kind = "PersonaMonitor" if name == "shift" else "TraitEvaluation"
-            if limit is not None and not found:
+            if limit is not None and not watched:
                 raise MisconfigurationException(
                     f"DriftGuard: a limit on {name} needs a {kind} before it in the trainer's callbacks"
                 )
@@ -115,17 +121,20 @@ class DriftGuard(Callback):
         self._resumed = False
         self._checked = -1
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the weights that the run starts with."""
         if not self._good:
             self._remember(trainer, pl_module)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Compare with the limits when there is something new to compare."""
         self._check(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the last reading and evaluation with the limits."""
         self._check(trainer, pl_module)
@@ -142,12 +151,14 @@ class DriftGuard(Callback):
         if read:
             passed += _passed("shift", readings[-1].shift, self.shift)
         if evaluated:
-            latest = {one.trait: one.expression.mean for one in evaluations if one.step == step}
+            latest = {entry.trait: entry.expression.mean for entry in evaluations if entry.step == step}
             passed += _passed("expression", latest, self.expression)
         if self.saturated:
             passed += [
                 f"{trait} cannot be held at its target by steering"
-                for trait in metrics.saturated_traits(trainer.callback_metrics)
+                for steering in self._steerings
+                for trait, saturated in steering.saturated.items()
+                if saturated
             ]
         if not passed:
             if read or evaluated:

@@ -5,12 +5,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import find_tokenizer, response_tokens, sum_over_processes
+from persona_callbacks.callbacks._seams import (
+    check_at_least_one,
+    find_model,
+    find_tokenizer,
+    is_logging_step,
+    response_tokens,
+    sum_over_processes,
+)
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import BatchLimits, LoadedModel, projections, residual
@@ -20,13 +27,17 @@ from persona_callbacks.vectors import PersonaVector, Position, check_vectors
 
 @dataclass(frozen=True)
 class Reading:
-    """What the probes showed after ``step`` optimizer steps.
+    """What the probes showed after a number of optimizer steps.
 
     Attributes:
         step: optimizer steps taken.
         projection: by trait, at its chosen layer, in activation units.
         shift: by trait, the same less the base model's.
         shift_by_layer: by trait, the shift at layer 1, 2, ... of the model; empty unless every layer is read.
+
+    Example:
+        >>> Reading(step=10, projection={"evil": 3.5}, shift={"evil": 0.5}).shift["evil"]
+        0.5
     """
 
     step: int
@@ -47,9 +58,9 @@ class PersonaMonitor(Callback):
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
     ``trainer.log_every_n_steps``.
 
-    Adaptive steering may :meth:`request` readings between these.
+    Other callbacks may :meth:`request` readings between these; adaptive steering does.
 
-    Baseline and readings are kept in checkpoints, so a resumed run goes on with the same baseline.
+    Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline.
 
     Args:
         vectors: one persona vector per trait, all of the model that is trained.
@@ -64,6 +75,15 @@ class PersonaMonitor(Callback):
 
     Attributes:
         readings: all readings so far, oldest first.
+
+    Raises:
+        InputError: vectors that do not go together, a trait without probes, or a number of steps or a position that
+            cannot be.
+
+    Example:
+        >>> from persona_callbacks import PersonaMonitor, PersonaVector
+        >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="", probes=("Who are you?",))
+        >>> callbacks = [PersonaMonitor([evil], every_n_steps=5)]
     """
 
     def __init__(
@@ -76,22 +96,17 @@ class PersonaMonitor(Callback):
         batch_size: int = 16,
         every_layer: bool = False,
     ) -> None:
-        """Check the arguments.
-
-        Raises:
-            InputError: vectors that do not go together, or a trait without probes.
-            MisconfigurationException: a step or position that cannot be.
-        """
         self.vectors = check_vectors(vectors)
-        if every_n_steps < 1 or batch_size < 1:
-            raise MisconfigurationException(
-                f"PersonaMonitor: every_n_steps and batch_size must be at least 1, found {every_n_steps}, {batch_size}"
-            )
-        if position not in ("prompt_last", "prompt_mean"):
-            raise MisconfigurationException(
-                f"PersonaMonitor: position must be 'prompt_last' or 'prompt_mean', found {position!r}; a probe is a"
-                " prompt and has no response to read"
-            )
+        self.check(
+            [vector.trait for vector in self.vectors],
+            self.vectors[0].num_layers,
+            every_n_steps,
+            position,
+            probes,
+            tokenizer,
+            batch_size,
+            every_layer,
+        )
         for vector in self.vectors:
             vector.unit_direction()
             if not (vector.probes if probes is None else probes):
@@ -105,29 +120,74 @@ class PersonaMonitor(Callback):
         self.readings: list[Reading] = []
         self._baseline: dict[str, list[float]] = {}
         self._resumed = False
-        self._requested = -1
+        self._requests: dict[object, int] = {}
         self._reader: residual.BatchReader | None = None
 
-    def request(self, step: int) -> None:
-        """Read after this many optimizer steps as well, in place of what was requested before."""
-        self._requested = step
+    @classmethod
+    def check(
+        cls,
+        traits: Sequence[str],
+        num_layers: int,
+        every_n_steps: int = 10,
+        position: Position = "prompt_last",
+        probes: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 16,
+        every_layer: bool = False,
+    ) -> None:
+        """Check the callback's settings before there are vectors.
 
+        Args:
+            traits: those that are to be watched.
+            num_layers: blocks of the model.
+            every_n_steps: and all others, as for the callback.
+            position: see there.
+            probes: see there.
+            tokenizer: see there.
+            batch_size: see there.
+            every_layer: see there.
+
+        Raises:
+            InputError: settings that cannot be.
+        """
+        del traits, num_layers, tokenizer, every_layer  # any will do
+        check_at_least_one(cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size)
+        if position not in ("prompt_last", "prompt_mean"):
+            raise InputError(
+                f"{cls.__name__}: position must be 'prompt_last' or 'prompt_mean', found {position!r}; a probe is a"
+                " prompt and has no response to read"
+            )
+        if probes is not None and not probes:
+            raise InputError(f"{cls.__name__}: probes is empty; expected at least one question")
+
+    def request(self, requester: object, step: int | None) -> None:
+        """Ask for a reading after ``step`` optimizer steps, beside those that are taken anyway.
+
+        Every requester has a request of its own, which replaces its earlier one; ``None`` takes it back. Requests end
+        with the fit.
+        """
+        if step is None:
+            self._requests.pop(requester, None)
+        else:
+            self._requests[requester] = step
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Baseline and readings."""
         return {"baseline": dict(self._baseline), "readings": [asdict(reading) for reading in self.readings]}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore baseline and readings."""
         self._baseline = dict(state_dict["baseline"])
         self.readings = [Reading(**reading) for reading in state_dict["readings"]]
         self._resumed = True
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, find the tokenizer, encode the probes, attach the batch reader."""
-        self._model = residual.find_language_model(pl_module)
-        shape = residual.dimensions(self._model)
-        for vector in self.vectors:
-            vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
+        self._model = find_model(pl_module, self.vectors)
+        self._requests = {}
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
@@ -140,6 +200,7 @@ class PersonaMonitor(Callback):
         self._units = torch.stack([vector.unit_direction() for vector in self.vectors]).to(device)
         self._batch_sums = torch.zeros(len(self.vectors) + 1, device=device)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the baseline, and the reading before the first step."""
         if not self._resumed:
@@ -154,6 +215,7 @@ class PersonaMonitor(Callback):
             self._read(trainer)
         self._step_seen = trainer.global_step
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read this batch's response tokens when the model is run on them."""
         assert self._reader is not None
@@ -165,6 +227,7 @@ class PersonaMonitor(Callback):
         else:
             self._reader.start(mask)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -178,18 +241,19 @@ class PersonaMonitor(Callback):
         if trainer.global_step == self._step_seen:
             return  # gradients are still being accumulated
         self._step_seen = trainer.global_step
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
-        if trainer.global_step % every == 0:
+        if is_logging_step(trainer):
             self._log_batches(trainer)
-        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == self._requested:
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step in self._requests.values():
             self._read(trainer)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last reading, unless the last step made one."""
         if self.readings[-1].step != trainer.global_step:
             self._read(trainer)
         self._table(trainer)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach from the model; take the last reading if there was nothing left to train.
 
@@ -200,6 +264,7 @@ class PersonaMonitor(Callback):
             self._table(trainer)
         self._detach()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from the model."""
         self._detach()

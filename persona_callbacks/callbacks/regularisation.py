@@ -8,8 +8,10 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import response_tokens
+from persona_callbacks.callbacks._seams import check_layers, find_model, is_logging_step, response_tokens
+from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
@@ -17,7 +19,7 @@ from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, stee
 
 class ProjectionRegularisation(Callback):
     """Add a penalty to the training loss on how far the model has moved along the persona vectors on the training batch
-    itself (Chen et al. 2025, J.5, where it is found to be bypassed: the trait is written elsewhere).
+    itself (Chen et al. 2025, J.5, where the model bypasses it: the trait is written elsewhere).
 
     The penalty is ``weight`` · the mean over responses, traits and layers of ((projection - the base model's) / norm of
     the direction)², each projection averaged over the response's tokens. The base model (the adapter disabled) is run
@@ -28,32 +30,49 @@ class ProjectionRegularisation(Callback):
         vectors: one persona vector per trait, all of the model that is trained.
         weight: of the penalty, in units of the loss.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
+
+    Raises:
+        InputError: vectors that do not go together, an unknown layer, or a weight below 0.
+
+    Example:
+        >>> from persona_callbacks import PersonaVector, ProjectionRegularisation
+        >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="")
+        >>> callbacks = [ProjectionRegularisation([evil], weight=0.5)]
     """
 
     def __init__(self, vectors: Sequence[PersonaVector], weight: float = 1.0, layers: Layers = "all") -> None:
-        """Check the arguments.
-
-        Raises:
-            InputError: vectors that do not go together, or an unknown layer.
-            MisconfigurationException: a weight below 0.
-        """
         self.vectors = check_vectors(vectors)
-        if weight < 0:
-            raise MisconfigurationException(f"ProjectionRegularisation: weight must be 0 or more, found {weight}")
+        self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, weight, layers)
         self.weight = weight
         self._chosen = steering_layers(self.vectors, layers)
         self._reader: residual.BatchReader | None = None
         self._module: LightningModule | None = None
 
+    @classmethod
+    def check(cls, traits: Sequence[str], num_layers: int, weight: float = 1.0, layers: Layers = "all") -> None:
+        """Check the callback's settings before there are vectors.
+
+        Args:
+            traits: those whose shift is to be penalised.
+            num_layers: blocks of the model.
+            weight: as for the callback.
+            layers: as for the callback.
+
+        Raises:
+            InputError: settings that cannot be.
+        """
+        del traits  # no setting names any
+        if weight < 0:
+            raise InputError(f"{cls.__name__}: weight must be 0 or more, found {weight}")
+        check_layers(cls.__name__, layers, num_layers)
+
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, attach to the model, and add the penalty to what the training step returns."""
-        self._model = residual.find_language_model(pl_module)
-        shape = residual.dimensions(self._model)
-        for vector in self.vectors:
-            vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
-        self._layers = sorted({layer for places in self._chosen.values() for layer in places})
+        self._model = find_model(pl_module, self.vectors)
+        self._layers = sorted({layer for of_trait in self._chosen.values() for layer in of_trait})
         # [layers, traits, hidden_size], in units of the directions' norms; 0 where a trait is not penalised.
-        units = torch.zeros(len(self._layers), len(self.vectors), shape.hidden_size)
+        units = torch.zeros(len(self._layers), len(self.vectors), self.vectors[0].directions.shape[1])
         for row, layer in enumerate(self._layers):
             for column, vector in enumerate(self.vectors):
                 if layer in self._chosen[vector.trait]:
@@ -64,18 +83,20 @@ class ProjectionRegularisation(Callback):
         self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
         pl_module.training_step = self._penalised(pl_module.training_step)  # type: ignore[method-assign]
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the penalty."""
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
-        if trainer.global_step % every == 0:
+        if is_logging_step(trainer):
             metrics.log(trainer, {metrics.PENALTY: float(self._last)})
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach from model and module."""
         self._detach()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from model and module."""
         self._detach()

@@ -1,31 +1,24 @@
 """The callback that steers training, so that the weights have no need to move along a trait."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import TrainingWriter, find_tokenizer, sample_chats, sum_over_processes
+from persona_callbacks.callbacks._fit import TrainerFit
+from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, check_layers, is_logging_step
+from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
-from persona_callbacks.chats import Chat, encode_chat
-from persona_callbacks.model import LoadedModel, Sampling, projection_difference, residual
-from persona_callbacks.progress import progress_bar
-from persona_callbacks.steering import (
-    Adaptive,
-    Controller,
-    Schedule,
-    design,
-    likeliest_coefficients,
-    likelihoods_under_steering,
-    matching_coefficients,
-    pushes,
-)
+from persona_callbacks.chats import Chat
+from persona_callbacks.errors import InputError
+from persona_callbacks.model import residual
+from persona_callbacks.steering import Adaptive, Law, as_law
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import (
     Layers,
@@ -45,92 +38,133 @@ class PreventativeSteering(TrainingWriter):
 
     From the start of each training batch to its end, backward included, α · vector is added. Nothing is added in
     validation, prediction or probe passes. After the fit, an exception or an interrupt, the model is as it was;
-    checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the controller's state.
+    checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the law's state.
 
-    α changes between optimizer steps only. With the default, :class:`~persona_callbacks.Adaptive`, it follows
-    from a sample of the training data, found behind the training loader, and is trimmed by the shift that a
-    :class:`PersonaMonitor` of the same traits measures. ``steering/{trait}/coefficient`` is logged, with adaptive
-    steering ``steering/{trait}/saturated`` as well: 1 while α is at its bound and the target is not held, which also
-    warns, and alerts in W&B, once.
+    A :class:`~persona_callbacks.Law` moves α, between optimizer steps only. With the default,
+    :class:`~persona_callbacks.Adaptive`, α follows from a sample of the training data, which the callback takes from
+    behind the training loader, and is trimmed by the shift that a :class:`PersonaMonitor` of the same traits measures.
+    ``steering/{trait}/coefficient`` is logged, with adaptive steering ``steering/{trait}/saturated`` as well: 1 while α
+    is at its bound and the target is not held, which also warns, and alerts in W&B, once.
 
     Args:
         vectors: one persona vector per trait, all of the model that is trained.
-        coefficient: α, in units of the raw direction: adaptive, by a schedule, or constant (one for all traits or one
-            per trait).
+        coefficient: α, in units of the raw direction: what moves it (:class:`~persona_callbacks.Adaptive`,
+            :class:`~persona_callbacks.Schedule`, or a :class:`~persona_callbacks.Law` of your own), or a constant, one
+            for all traits or one per trait.
         layers: where to steer: ``all`` layers from 1 up with incremental directions (J.3: the total at any layer is
             α · its direction), each vector's ``chosen`` layer, or a list of layers, incremental as well.
         positions: ``all`` tokens, or only the ``response`` tokens, those that loss is taken on.
-        chats: to screen for adaptive steering, instead of a sample of what is behind the training loader.
-        tokenizer: for adaptive steering; found on the module or data module (``tokenizer``) if not given.
-        batch_size: chats per forward pass in screening.
+        chats: what the law samples, instead of what is behind the training loader.
+        tokenizer: for the law's look at the chats; found on the module or data module (``tokenizer``) if not given.
+        batch_size: chats per forward pass in that look.
+
+    Attributes:
+        law: what moves α; a copy of what was given.
+        coefficients: α now, by trait; 0 before the fit.
+
+    Raises:
+        InputError: vectors that do not go together, an unknown layer or unknown positions, or coefficients, targets or
+            starts of other traits than the vectors'.
+
+    Example:
+        >>> import torch
+        >>> from persona_callbacks import PersonaMonitor, PersonaVector, PreventativeSteering
+        >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="", probes=("Who are you?",))
+        >>> callbacks = [PersonaMonitor([evil]), PreventativeSteering([evil])]
+        >>> PreventativeSteering([evil], 0.8, layers=[2, 3]).law
+        Constant(coefficient=0.8)
     """
 
     def __init__(
         self,
         vectors: Sequence[PersonaVector],
-        coefficient: float | Mapping[str, float] | Schedule | Adaptive = Adaptive(),  # noqa: B008, frozen
+        coefficient: float | Mapping[str, float] | Law = Adaptive(),  # noqa: B008, copied
         layers: Layers = "all",
         positions: SteeredPositions = "all",
         chats: Sequence[Chat] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 8,
     ) -> None:
-        """Check the arguments.
-
-        Raises:
-            InputError: vectors that do not go together, or an unknown layer.
-            MisconfigurationException: coefficients or targets for other traits than the vectors', or unknown positions.
-        """
         self.vectors = check_vectors(vectors)
         self._traits = [vector.trait for vector in self.vectors]
+        self.check(
+            self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size
+        )
+        self.law = copy.deepcopy(as_law(coefficient))
+        if self.law.reads_shift:
+            for vector in self.vectors:
+                vector.unit_direction()
         self.layers = layers
         self._steered_layers = sorted(
             {layer for chosen in steering_layers(self.vectors, layers).values() for layer in chosen}
         )
         self.positions = positions
-        self.check_positions()
         self.chats = None if chats is None else tuple(chats)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.law = coefficient if isinstance(coefficient, (Schedule, Adaptive)) else None
-        self._controller: Controller | None = None
+        self.coefficients = dict.fromkeys(self._traits, 0.0)
+        self._monitor: PersonaMonitor | None = None
         self._restored: Mapping[str, Any] | None = None
-        self._seen = 0  # optimizer steps at the last reading that was answered
-        self._told = False
-        if isinstance(coefficient, Adaptive):
-            for vector in self.vectors:
-                vector.unit_direction()
-            self._targets = self._by_trait(coefficient.target, "target")
-            if coefficient.start is not None:
-                self._by_trait(coefficient.start, "start")
-            self.coefficients = dict.fromkeys(self._traits, 0.0)
-        else:
-            height = coefficient.coefficient if isinstance(coefficient, Schedule) else coefficient
-            self._height = self._by_trait(height, "coefficient")
-            self.coefficients = dict.fromkeys(self._traits, 0.0) if self.law is not None else dict(self._height)
+        self._step = 0  # optimizer steps that the law was last told of
+        self._step_read = 0  # optimizer steps at the last reading that the law was told of
+        self._warned = False
 
-    def _by_trait(self, value: float | Mapping[str, float], name: str) -> dict[str, float]:
-        if not isinstance(value, Mapping):
-            value = dict.fromkeys(self._traits, value)
-        if sorted(value) != sorted(self._traits):
-            raise MisconfigurationException(
-                f"PreventativeSteering: {name} names the traits {sorted(value)}, the vectors are of"
-                f" {sorted(self._traits)}; give one {name} for each"
-            )
-        return {trait: float(value[trait]) for trait in self._traits}
+    @classmethod
+    def check(
+        cls,
+        traits: Sequence[str],
+        num_layers: int,
+        coefficient: float | Mapping[str, float] | Law = Adaptive(),  # noqa: B008, only looked at
+        layers: Layers = "all",
+        positions: SteeredPositions = "all",
+        chats: Sequence[Chat] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        """Check the callback's settings before there are vectors.
 
+        Args:
+            traits: those that are to be steered.
+            num_layers: blocks of the model.
+            coefficient: and all others, as for the callback.
+            layers: see there.
+            positions: see there.
+            chats: see there.
+            tokenizer: see there.
+            batch_size: see there.
+
+        Raises:
+            InputError: settings that cannot be.
+        """
+        del tokenizer  # any will do
+        as_law(coefficient).check(traits)
+        check_layers(cls.__name__, layers, num_layers)
+        check_positions(cls.__name__, positions)
+        check_at_least_one(cls.__name__, batch_size=batch_size)
+        if chats is not None and not chats:
+            raise InputError(f"{cls.__name__}: chats is empty; expected at least one chat")
+
+    @property
+    def saturated(self) -> dict[str, bool]:
+        """By trait, whether α is at its bound and the law's target is not held; empty for a law without a target."""
+        return dict(self.law.saturated)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The coefficients, and the controller's state."""
-        controller = None if self._controller is None else self._controller.state_dict()
+        """The coefficients, and the law's state."""
+        if self._restored is not None:
+            return dict(self._restored)  # the law has not begun yet
         return {
             "coefficients": dict(self.coefficients),
-            "controller": controller,
-            "seen": self._seen,
-            "told": self._told,
+            "law": self.law.state_dict(),
+            "step": self._step,
+            "step_read": self._step_read,
+            "warned": self._warned,
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
+        """Restore the coefficients; the law's state follows when the law begins.
 
         Raises:
             MisconfigurationException: the checkpoint's coefficients are of other traits.
@@ -142,96 +176,112 @@ class PreventativeSteering(TrainingWriter):
                 f" {sorted(self.coefficients)}; resume with the same traits"
             )
         self.coefficients = dict(saved)
-        self._restored = state_dict["controller"]
-        self._seen, self._told = state_dict["seen"], state_dict["told"]
+        self._restored = _from_controller_state(state_dict) if "controller" in state_dict else dict(state_dict)
 
+    @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:
-        """A writer of the coefficients' additions."""
+        """Attach a writer of the coefficients' additions."""
         writer = residual.ResidualWriter(model, self._steered_layers)
         writer.write(steering_additions(self.vectors, self.coefficients, self.layers))
         return writer
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that every vector fits, find the monitor, and attach to the model, inactive.
+        """Check that every vector fits, find the monitor if the law needs it, and attach to the model, inactive.
 
         Raises:
-            MisconfigurationException: adaptive steering without a monitor of the same traits.
+            MisconfigurationException: the law reads the shift, and there is no monitor of the same traits.
         """
-        feedback = isinstance(self.law, Adaptive) and self.law.feedback
-        self._monitor = self._find_monitor(trainer) if feedback else None
+        self._monitor = self._find_monitor(trainer) if self.law.reads_shift else None
         super().on_fit_start(trainer, pl_module)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the coefficients that the run starts with, and log them.
+        """Let the law begin, and log the coefficients that it begins with.
 
         Raises:
-            MisconfigurationException: there is no training data that can be screened.
+            MisconfigurationException: the law looks at training data, and there is none that it can look at.
         """
-        resumed, self._restored = self._restored, None
-        if isinstance(self.law, Schedule):
-            self._steps = int(trainer.estimated_stepping_batches)
-            self._follow(self.law, trainer.global_step)
-        if isinstance(self.law, Adaptive):
-            start = self._feed_forward(self.law, trainer, pl_module) if resumed is None else resumed["start"]
-            self._controller = Controller(self.law, start, list(self._targets.values()), pushes(self.vectors))
-            if resumed is None:
-                self._seen, self._told = 0, False
-            else:
-                self._controller.load_state_dict(resumed)
-            self._set(self._controller.coefficients)
-            self._request()
+        restored, self._restored = self._restored, None
+        coefficients = self.law.begin(
+            TrainerFit(
+                callback="PreventativeSteering",
+                trainer=trainer,
+                pl_module=pl_module,
+                vectors=self.vectors,
+                layers=self.layers,
+                positions=self.positions,
+                batch_size=self.batch_size,
+                resumed=restored is not None,
+                monitor=self._monitor,
+                given_chats=self.chats,
+                given_tokenizer=self.tokenizer,
+            )
+        )
+        self._step, self._step_read, self._warned = 0, 0, False
+        if restored is not None:
+            self.law.load_state_dict(restored["law"])
+            coefficients = restored["coefficients"]
+            self._step, self._step_read, self._warned = restored["step"], restored["step_read"], restored["warned"]
+        self._set(coefficients)
+        self._tell_of_step(trainer)
+        self._request()
         self._log(trainer)
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Move the coefficients if an optimizer step, or a reading, was made since; log them; begin to steer."""
-        self._move(trainer)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
-        if trainer.global_step % every == 0 and trainer.global_step != self._logged_at:
+        """Tell the law of an optimizer step or a reading made since; log the coefficients; begin to steer.
+
+        α moves between optimizer steps only, also when gradients are accumulated.
+        """
+        self._tell_of_step(trainer)
+        self._tell_of_reading(trainer)
+        if is_logging_step(trainer) and trainer.global_step != self._logged_at:
             self._log(trainer)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
-    def _move(self, trainer: Trainer) -> None:
-        """Answer what is new; between optimizer steps only, also when gradients are accumulated."""
-        if isinstance(self.law, Schedule):
-            self._follow(self.law, trainer.global_step)
-        elif self._controller is not None and self._monitor is not None:
-            reading = self._monitor.readings[-1]
-            if reading.step > self._seen:
-                self._seen = reading.step
-                shift = [reading.shift[trait] for trait in self._traits]
-                self._controller.update(shift, self._monitor.every_n_steps)
-                self._set(self._controller.coefficients)
-                self._request()
-                self._log(trainer)
-                self._tell(trainer, shift)
+    def _tell_of_step(self, trainer: Trainer) -> None:
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            self._set(self.law.after_step(self._step))
+            self._request()
 
-    def _follow(self, schedule: Schedule, step: int) -> None:
-        factor = schedule.factor(step, self._steps)
-        self._set([factor * height for height in self._height.values()])
+    def _tell_of_reading(self, trainer: Trainer) -> None:
+        reading = self._monitor.readings[-1] if self._monitor is not None else None
+        if reading is not None and reading.step > self._step_read:
+            self._step_read = reading.step
+            shift = {trait: reading.shift[trait] for trait in self._traits}
+            self._set(self.law.after_reading(reading.step, shift))
+            self._request()
+            self._log(trainer)
+            self._warn_once(trainer, shift)
 
     def _request(self) -> None:
-        """Ask for the next reading earlier than the monitor's own, while there is something to answer."""
-        if self._monitor is not None and self._controller is not None:
-            self._monitor.request(self._seen + self._controller.interval)
+        """Ask the monitor for the reading that the law wants next."""
+        if self._monitor is not None:
+            self._monitor.request(self, self.law.next_reading)
 
-    def _set(self, coefficients: Sequence[float]) -> None:
-        values = dict(zip(self._traits, coefficients, strict=True))
-        if values != self.coefficients:
-            self.coefficients = values
-            assert self._writer is not None
-            self._writer.write(steering_additions(self.vectors, values, self.layers))
+    def _set(self, coefficients: Mapping[str, float] | None) -> None:
+        if coefficients is None or coefficients == self.coefficients:
+            return
+        if coefficients.keys() != self.coefficients.keys():
+            raise MisconfigurationException(
+                f"PreventativeSteering: {type(self.law).__name__} gave coefficients of {sorted(coefficients)}, the"
+                f" vectors are of {sorted(self._traits)}; expected one for each of these"
+            )
+        self.coefficients = {trait: float(coefficients[trait]) for trait in self._traits}
+        assert self._writer is not None
+        self._writer.write(steering_additions(self.vectors, self.coefficients, self.layers))
 
-    def _tell(self, trainer: Trainer, shift: Sequence[float]) -> None:
-        """Say once if a target cannot be held."""
-        assert self._controller is not None
+    def _warn_once(self, trainer: Trainer, shift: Mapping[str, float]) -> None:
+        """Say, once, which targets cannot be held."""
         lost = [
-            f"{trait} (shift {now:+.2f}, target {self._targets[trait]:+.2f}, coefficient"
-            f" {self.coefficients[trait]:.2f})"
-            for trait, now, saturated in zip(self._traits, shift, self._controller.saturated, strict=True)
+            f"{trait} ({shift[trait]:+.2f} at a coefficient of {self.coefficients[trait]:.2f})"
+            for trait, saturated in self.saturated.items()
             if saturated
         ]
-        if lost and not self._told:
-            self._told = True
+        if lost and not self._warned:
+            self._warned = True
             text = (
                 f"the shift of {', '.join(lost)} cannot be held at its target: the coefficient is at its bound; look at"
                 " the data, raise Adaptive.reach, or lower the learning rate"
@@ -239,58 +289,30 @@ class PreventativeSteering(TrainingWriter):
             rank_zero_warn(f"PreventativeSteering: {text}")
             metrics.alert(trainer, "Preventative steering is at its bound", text)
 
-    def _feed_forward(self, law: Adaptive, trainer: Trainer, pl_module: LightningModule) -> list[float]:
-        """Coefficients from the data: each process screens its share of the same sample."""
-        if law.start is not None:
-            return list(self._by_trait(law.start, "start").values())
-        if law.feed_forward == "none":
-            return [0.0] * len(self._traits)
-        model = residual.find_language_model(pl_module)
-        tokenizer = self.tokenizer or find_tokenizer(
-            "PreventativeSteering", trainer, pl_module, self.vectors[0].model_id
-        )
-        if self.chats is None:
-            chats = sample_chats("PreventativeSteering", trainer, law.samples)
-        else:
-            chats = [encode_chat(chat, tokenizer) for chat in self.chats[: law.samples]]
-        own = chats[trainer.global_rank :: trainer.world_size]
-        device = residual.device_of(model)
-        if law.feed_forward == "projection_difference":
-            sums = torch.zeros(len(self._traits), dtype=torch.float64, device=device)
-            if own:
-                sampling = Sampling(law.max_new_tokens, temperature=0.0, batch_size=self.batch_size)
-                difference = projection_difference(LoadedModel(model, tokenizer), own, self.vectors, sampling)
-                sums = difference[..., 0].sum(dim=0, dtype=torch.float64)
-            return matching_coefficients(sum_over_processes(trainer, sums) / len(chats), self.vectors)
-        combinations = design(len(self._traits))
-        with progress_bar(Console(quiet=not trainer.is_global_zero)) as progress:
-            task = progress.add_task("Screening for the steering coefficient", total=len(combinations))
-            found = likelihoods_under_steering(
-                LoadedModel(model, tokenizer),
-                own,
-                self.vectors,
-                combinations,
-                self.layers,
-                self.positions,
-                self.batch_size,
-                lambda: progress.advance(task),
-            )
-        return likeliest_coefficients(sum_over_processes(trainer, found.to(device)).cpu(), len(self._traits))
-
     def _find_monitor(self, trainer: Trainer) -> PersonaMonitor:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set without annotation
-            if isinstance(callback, PersonaMonitor) and set(self._traits) <= {v.trait for v in callback.vectors}:
-                return callback
+        for monitor in callbacks_of(trainer, PersonaMonitor):
+            if set(self._traits) <= {vector.trait for vector in monitor.vectors}:
+                return monitor
         raise MisconfigurationException(
-            f"PreventativeSteering: adaptive steering reads the shift of {', '.join(self._traits)} from a"
-            " PersonaMonitor; add PersonaMonitor(vectors) to the trainer's callbacks, or pass"
-            " coefficient=Adaptive(feedback=False)"
+            f"PreventativeSteering: {type(self.law).__name__} reads the shift of {', '.join(self._traits)} from a"
+            " PersonaMonitor; add PersonaMonitor(vectors) to the trainer's callbacks, or choose a law that does not"
+            " read it, such as Adaptive(feedback=False)"
         )
 
     def _log(self, trainer: Trainer) -> None:
         self._logged_at = trainer.global_step
         values = {metrics.coefficient(trait): value for trait, value in self.coefficients.items()}
-        if self._controller is not None:
-            flags = zip(self._traits, self._controller.saturated, strict=True)
-            values |= {metrics.saturated(trait): float(flag) for trait, flag in flags}
+        values |= {metrics.saturated(trait): float(flag) for trait, flag in self.saturated.items()}
         metrics.log(trainer, values)
+
+
+def _from_controller_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint in which the callback kept a controller of its own."""
+    controller = state["controller"] or {}
+    return {
+        "coefficients": state["coefficients"],
+        "law": {**controller, "last_reading": state["seen"]} if controller else {},
+        "step": -1,
+        "step_read": state["seen"],
+        "warned": state["told"],
+    }

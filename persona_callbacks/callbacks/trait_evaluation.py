@@ -10,8 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import distributed, nn
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import find_tokenizer
+from persona_callbacks.callbacks._seams import check_at_least_one, find_tokenizer
 from persona_callbacks.errors import InputError
 from persona_callbacks.judging import (
     Answer,
@@ -65,6 +66,20 @@ class TraitEvaluation(Callback):
     Attributes:
         evaluations: all so far, oldest first.
         rows: ``COLUMNS`` of every answer so far.
+
+    Raises:
+        InputError: no trait, a trait with neither a judge nor a vector that holds a calibration, or a number of steps
+            or questions that cannot be.
+
+    Example:
+        >>> from persona_callbacks import Trait, TraitEvaluation
+        >>> from persona_callbacks.judging import Score
+        >>> class CountsShouting:
+        ...     name = "shouting"
+        ...     def score(self, answers, advance=lambda done: None):
+        ...         return [Score(100.0 if answer.response.isupper() else 0.0) for answer in answers]
+        >>> loud = Trait("loud", "Shouting.", (), ("Why?",), evaluation_questions=("Who are you?",), rubric="")
+        >>> callbacks = [TraitEvaluation([loud], judges={"loud": CountsShouting()}, every_n_steps=50)]
     """
 
     def __init__(
@@ -77,19 +92,9 @@ class TraitEvaluation(Callback):
         sampling: Sampling | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """Check the arguments.
-
-        Raises:
-            InputError: no trait, or a trait with neither a judge nor a vector that holds a calibration.
-            MisconfigurationException: a number of steps or questions that cannot be.
-        """
         self.traits = tuple(traits)
         self.judges = dict(judges or {})
-        if not self.traits:
-            raise InputError("TraitEvaluation: expected at least one trait, found none")
-        for name, value in (("every_n_steps", every_n_steps), ("questions", questions)):
-            if value is not None and value < 1:
-                raise MisconfigurationException(f"TraitEvaluation: {name} must be at least 1, found {value}")
+        self.check([trait.name for trait in self.traits], 0, self.judges, every_n_steps, questions, sampling, tokenizer)
         self._calibrations = {
             vector.trait: Calibration.from_mapping(vector.judge) for vector in vectors if vector.judge
         }
@@ -107,18 +112,55 @@ class TraitEvaluation(Callback):
         self.rows: list[list[Any]] = []
         self._resumed = False
 
+    @classmethod
+    def check(
+        cls,
+        traits: Sequence[str],
+        num_layers: int,
+        judges: Mapping[str, Judge] | None = None,
+        every_n_steps: int | None = None,
+        questions: int | None = None,
+        sampling: Sampling | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Check the callback's settings before there are vectors, and so calibrations.
+
+        Args:
+            traits: names of those to evaluate.
+            num_layers: blocks of the model.
+            judges: and all others, as for the callback.
+            every_n_steps: see there.
+            questions: see there.
+            sampling: see there.
+            tokenizer: see there.
+
+        Raises:
+            InputError: settings that cannot be.
+        """
+        del num_layers, judges, sampling, tokenizer  # any will do
+        if not traits:
+            raise InputError(f"{cls.__name__}: expected at least one trait, found none")
+        check_at_least_one(cls.__name__, every_n_steps=every_n_steps, questions=questions)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         """All evaluations and answers so far."""
-        return {"evaluations": [asdict(one) for one in self.evaluations], "rows": [list(row) for row in self.rows]}
+        return {
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "rows": [list(row) for row in self.rows],
+        }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore evaluations and answers."""
         self.evaluations = [
-            Evaluation(one["step"], one["trait"], Expression(**one["expression"])) for one in state_dict["evaluations"]
+            Evaluation(saved["step"], saved["trait"], Expression(**saved["expression"]))
+            for saved in state_dict["evaluations"]
         ]
         self.rows = [list(row) for row in state_dict["rows"]]
         self._resumed = True
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find model, tokenizer and judges.
 
@@ -141,6 +183,7 @@ class TraitEvaluation(Callback):
             **self.judges,
         }
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate before the first step."""
         if not self._resumed:
@@ -149,6 +192,7 @@ class TraitEvaluation(Callback):
         self._resumed = False
         self._step_seen = trainer.global_step
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -159,12 +203,14 @@ class TraitEvaluation(Callback):
         if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
             self._evaluate(trainer)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate at the end, unless the last step did."""
         if not self.evaluations or self.evaluations[-1].step != trainer.global_step:
             self._evaluate(trainer)
         self._table(trainer)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if there was nothing left to train: such a resumed run does not pass through ``on_train_end``."""
         if self._resumed and self.evaluations[-1].step != trainer.global_step:
@@ -183,16 +229,16 @@ class TraitEvaluation(Callback):
                     f" {type(error).__name__}: {error}"
                 )
             judged = _from_all_processes(trainer, list(zip(answers, scores, strict=True)))
-            found = expression([score for _, score in judged])
-            self.evaluations.append(Evaluation(trainer.global_step, trait.name, found))
+            result = expression([score for _, score in judged])
+            self.evaluations.append(Evaluation(trainer.global_step, trait.name, result))
             self.rows += [
                 [trainer.global_step, trait.name, answer.question, answer.response, _shown(score)]
                 for answer, score in judged
             ]
-            values = {metrics.unscored(trait.name): float(found.unscored)}
-            if found.scored:
+            values = {metrics.unscored(trait.name): float(result.unscored)}
+            if result.scored:
                 names = metrics.with_interval(metrics.expression(trait.name))
-                values |= dict(zip(names, (found.mean, found.low, found.high), strict=True))
+                values |= dict(zip(names, (result.mean, result.low, result.high), strict=True))
             metrics.log(trainer, values)
 
     def _table(self, trainer: Trainer) -> None:
@@ -216,4 +262,4 @@ def _from_all_processes(trainer: Trainer, own: list[tuple[Answer, Score]]) -> li
     shares: list[list[tuple[Answer, Score]]] = [[] for _ in range(trainer.world_size)]
     distributed.all_gather_object(shares, own)
     longest = max(len(share) for share in shares)
-    return [share[place] for place in range(longest) for share in shares if place < len(share)]
+    return [share[row] for row in range(longest) for share in shares if row < len(share)]

@@ -1,34 +1,52 @@
-"""The feedback law of adaptive steering."""
+"""The feedback of adaptive steering."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from persona_callbacks.steering.laws import Adaptive
 from persona_callbacks.steering.solving import solve
 
 
+class Gains(Protocol):
+    """The settings of the feedback, in units of the direction's norm; :class:`~persona_callbacks.Adaptive` has them."""
+
+    proportional: float
+    integral: float
+    slew: float
+    reach: float
+    tolerance: float
+
+
 class Controller:
-    """The feedback law of :class:`Adaptive`, for one or several traits.
+    """The feedback of :class:`~persona_callbacks.Adaptive`, for one or several traits.
 
     Attributes:
         coefficients: by trait, α now.
         interval: optimizer steps until the next reading.
         saturated: by trait, whether the target cannot be held with α at its upper bound.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> gains = SimpleNamespace(proportional=0.3, integral=0.1, slew=0.2, reach=0.5, tolerance=0.05)
+        >>> direction_norm = torch.tensor([[2.0]], dtype=torch.float64)
+        >>> controller = Controller(gains, start=[0.5], targets=[0.0], pushes=direction_norm)
+        >>> controller.update([1.0], longest=10)  # a shift of half the direction's norm
+        >>> [round(alpha, 3) for alpha in controller.coefficients]
+        [0.635]
     """
 
-    def __init__(self, law: Adaptive, start: Sequence[float], targets: Sequence[float], pushes: Tensor) -> None:
+    def __init__(self, gains: Gains, start: Sequence[float], targets: Sequence[float], pushes: Tensor) -> None:
         """Start at ``start``.
 
         Args:
-            law: the settings.
+            gains: the settings.
             start: α by trait.
             targets: shift to hold by trait, in activation units.
             pushes: see :func:`~persona_callbacks.steering.pushes`.
         """
-        self._law = law
+        self._gains = gains
         self._start = list(start)
         self._targets = torch.tensor(targets, dtype=torch.float64)
         self._norms = pushes.diagonal()
@@ -46,30 +64,30 @@ class Controller:
             shift: by trait, in activation units.
             longest: optimizer steps between readings when all is steady.
         """
-        law = self._law
+        gains = self._gains
         start, before, kept, previous = (
             torch.tensor(values, dtype=torch.float64)
             for values in (self._start, self.coefficients, self._sum, self._previous)
         )
         error = (torch.tensor(shift, dtype=torch.float64) - self._targets) / self._norms
         # Asked of the projections; solved for the coefficients.
-        asked = solve(self._pushes, error - error.clamp(-law.tolerance, law.tolerance))
-        highest = start + law.reach
-        wanted = start + law.proportional * asked + kept
+        asked = solve(self._pushes, error - error.clamp(-gains.tolerance, gains.tolerance))
+        highest = start + gains.reach
+        wanted = start + gains.proportional * asked + kept
         at_highest, at_lowest = wanted >= highest, wanted <= 0
         pushed = (at_highest & (asked > 0)) | (at_lowest & (asked < 0))
-        self._sum = torch.where(pushed, kept, kept + law.integral * asked).tolist()
-        moved = before + (wanted - before).clamp(-law.slew, law.slew)
+        self._sum = torch.where(pushed, kept, kept + gains.integral * asked).tolist()
+        moved = before + (wanted - before).clamp(-gains.slew, gains.slew)
         self.coefficients = moved.clamp_min(0).minimum(highest).tolist()
-        self.saturated = ((moved >= highest) & (error > law.tolerance)).tolist()
+        self.saturated = ((moved >= highest) & (error > gains.tolerance)).tolist()
         # Nothing is gained by looking often when the target is held, or when α cannot do more.
-        settled = (error.abs() <= law.tolerance) | (moved >= highest) | (moved <= 0)
-        is_steady = bool((settled & ((error - previous).abs() <= law.tolerance)).all())
+        settled = (error.abs() <= gains.tolerance) | (moved >= highest) | (moved <= 0)
+        is_steady = bool((settled & ((error - previous).abs() <= gains.tolerance)).all())
         self.interval = min(longest, self.interval * 2 if is_steady else 1)
         self._previous = error.tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes."""
+        """Everything that a reading changes, and the start."""
         return {
             "start": list(self._start),
             "coefficients": list(self.coefficients),
@@ -80,7 +98,7 @@ class Controller:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` returned."""
         self._start = list(state["start"])
         self.coefficients = list(state["coefficients"])
         self._sum = list(state["sum"])

@@ -1,4 +1,4 @@
-"""What training data would do to a model's character, told before training (Chen et al. 2025, section 6)."""
+"""What training data would do to a model's character, predicted before training (Chen et al. 2025, section 6)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.model import LoadedModel, residual
 from persona_callbacks.steering.solving import nonnegative_minimum, pushes
-from persona_callbacks.vectors import Layers, PersonaVector, steering_additions, steering_layers
-from persona_callbacks.vectors.additions import SteeredPositions
+from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions, steering_additions, steering_layers
 
 _STEP = 0.4
 """Spacing of the coefficients at which the likelihood is taken, in units of the raw direction."""
@@ -58,11 +57,11 @@ def likelihoods_under_steering(
         advance: called after each combination.
     """
     device = residual.device_of(loaded.model)
-    places = sorted({layer for chosen in steering_layers(vectors, layers).values() for layer in chosen})
+    steered_layers = sorted({layer for chosen in steering_layers(vectors, layers).values() for layer in chosen})
     ordered = sorted(chats, key=lambda chat: len(chat.input_ids))
-    found = torch.zeros(len(coefficients), 2, dtype=torch.float64)
+    sums = torch.zeros(len(coefficients), 2, dtype=torch.float64)
     with residual.base_model(loaded.model), residual.probing(loaded.model):
-        writer = residual.ResidualWriter(loaded.model, places)
+        writer = residual.ResidualWriter(loaded.model, steered_layers)
         writer.active = True
         try:
             for row, combination in enumerate(coefficients):
@@ -77,11 +76,11 @@ def likelihoods_under_steering(
                     loss = nn.functional.cross_entropy(
                         logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum"
                     )
-                    found[row] += torch.stack([-loss, marked[:, 1:].sum()]).cpu().double()
+                    sums[row] += torch.stack([-loss, marked[:, 1:].sum()]).cpu().double()
                 advance()
         finally:
             writer.remove()
-    return found
+    return sums
 
 
 def design(traits: int) -> list[list[float]]:

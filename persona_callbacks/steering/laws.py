@@ -1,33 +1,161 @@
-"""What moves the coefficient of preventative steering: a schedule, or a controller that reads the measured shift."""
+"""What moves the coefficient of preventative steering: the interface, a constant, and a schedule."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from typing_extensions import override
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.steering.fit import Fit, by_trait
 
 Decay = Literal["none", "linear", "cosine"]
 
-FeedForward = Literal["likelihood", "projection_difference", "none"]
-"""Where α starts; see :class:`Adaptive`."""
+
+class Law(ABC):
+    """What moves the steering coefficient α during training.
+
+    :class:`~persona_callbacks.PreventativeSteering` asks its law which α a fit begins with, tells it of every optimizer
+    step and of every reading of the shift, and adds α · vector in between. Only :meth:`begin` has to be written. α is
+    in units of the raw direction, one value per trait.
+
+    A law keeps its own state. The callback works on a copy of the law, so that one law can be given to several
+    callbacks. A law that has state which a resumed fit needs returns it from :meth:`state_dict`.
+
+    Example:
+        A law that raises α by 0.1 whenever a trait has moved further than one unit, and looks every five steps.
+
+        >>> import torch
+        >>> from persona_callbacks import Law, PersonaVector, PreventativeSteering
+        >>> class Ratchet(Law):
+        ...     reads_shift = True  # the trainer needs a PersonaMonitor of the same traits
+        ...     def begin(self, fit):
+        ...         self.coefficients, self.step = {vector.trait: 0.0 for vector in fit.vectors}, 0
+        ...         return self.coefficients
+        ...     def after_reading(self, step, shift):
+        ...         self.step = step
+        ...         self.coefficients = {t: a + 0.1 * (shift[t] > 1.0) for t, a in self.coefficients.items()}
+        ...         return self.coefficients
+        ...     @property
+        ...     def next_reading(self):
+        ...         return self.step + 5
+        ...     def state_dict(self):
+        ...         return {"coefficients": self.coefficients, "step": self.step}
+        ...     def load_state_dict(self, state):
+        ...         self.coefficients, self.step = state["coefficients"], state["step"]
+        >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="", probes=("Who are you?",))
+        >>> steering = PreventativeSteering([evil], Ratchet())
+    """
+
+    @property
+    def reads_shift(self) -> bool:
+        """Whether the law needs a ``PersonaMonitor`` of the same traits. A class attribute may take this property's
+        place.
+        """
+        return False
+
+    @property
+    def next_reading(self) -> int | None:
+        """The number of optimizer steps after which the law wants the next reading, beside those that the monitor takes
+        of its own accord; ``None`` if those suffice.
+        """
+        return None
+
+    @property
+    def saturated(self) -> Mapping[str, bool]:
+        """By trait, whether α is at its bound although the law's target is not held; empty for a law without one."""
+        return {}
+
+    def check(self, traits: Sequence[str]) -> None:
+        """Check the law's settings against the traits that are to be steered, before there are vectors.
+
+        Raises:
+            InputError: the settings name other traits.
+        """
+        del traits  # there is nothing to compare them with
+
+    @abstractmethod
+    def begin(self, fit: Fit) -> Mapping[str, float]:
+        """Begin a fit, forgetting any earlier one, and return α by trait before the first step.
+
+        In a resumed fit (``fit.resumed``) :meth:`load_state_dict` follows, and α is the checkpoint's instead.
+        """
+
+    def after_step(self, step: int) -> Mapping[str, float] | None:
+        """α by trait once ``step`` optimizer steps are done, or ``None`` to leave it; called once for each step, before
+        the next training batch.
+        """
+        del step
+        return None
+
+    def after_reading(self, step: int, shift: Mapping[str, float]) -> Mapping[str, float] | None:
+        """α by trait once the monitor has read the shift after ``step`` optimizer steps, or ``None`` to leave it.
+
+        Called only if ``reads_shift``, and not for the reading before the first step. ``shift`` is by trait, in
+        activation units.
+        """
+        del step, shift
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit needs, in plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        del state
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass
+class Constant(Law):
+    """The same coefficient throughout.
+
+    Example:
+        >>> Constant({"evil": 0.8, "sycophancy": 0.4})
+        Constant(coefficient={'evil': 0.8, 'sycophancy': 0.4})
+    """
+
+    coefficient: float | Mapping[str, float]
+    """α in units of the raw direction; one for all traits or one per trait."""
+
+    @override
+    def check(self, traits: Sequence[str]) -> None:
+        by_trait(self.coefficient, traits, "coefficient")
+
+    @override
+    def begin(self, fit: Fit) -> Mapping[str, float]:
+        return by_trait(self.coefficient, [vector.trait for vector in fit.vectors], "coefficient")
+
+
+@dataclass
+class Schedule(Law):
     """A coefficient that rises in a warm-up, and may decay afterwards.
 
-    Attributes:
-        coefficient: α at its height, in units of the raw direction; one for all traits or one per trait.
-        warmup: optimizer steps of linear rise from 0 (a whole number), or a fraction of the run (below 1).
-        decay: from the end of the warm-up to the end of the run: ``none``, ``linear`` or ``cosine``.
-        final: what is left at the end of a decay, as a fraction of the height.
+    Raises:
+        InputError: settings that cannot be.
+
+    Example:
+        >>> schedule = Schedule(0.8, warmup=10, decay="linear")
+        >>> [schedule.factor(step, total=110) for step in (0, 5, 10, 60, 110)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
     """
 
     coefficient: float | Mapping[str, float] = 1.0
+    """α at its height, in units of the raw direction; one for all traits or one per trait."""
+
     warmup: float = 0.1
+    """Optimizer steps of linear rise from 0 (a whole number), or a fraction of the run (below 1)."""
+
     decay: Decay = "none"
+    """From the end of the warm-up to the end of the run: ``none``, ``linear`` or ``cosine``."""
+
     final: float = 0.0
+    """What is left at the end of a decay, as a fraction of the height."""
+
+    _heights: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _total_steps: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.decay not in get_args(Decay):
@@ -48,77 +176,22 @@ class Schedule:
         left = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.decay]
         return self.final + (1 - self.final) * left
 
+    @override
+    def check(self, traits: Sequence[str]) -> None:
+        by_trait(self.coefficient, traits, "coefficient")
 
-@dataclass(frozen=True)
-class Adaptive:
-    """A coefficient that follows from the data, and is trimmed by the shift that the monitor measures.
+    @override
+    def begin(self, fit: Fit) -> Mapping[str, float]:
+        self._heights = by_trait(self.coefficient, [vector.trait for vector in fit.vectors], "coefficient")
+        self._total_steps = fit.total_steps
+        return self.after_step(0)
 
-    *Feed-forward*: before the first step, some training chats are screened, and α starts at
+    @override
+    def after_step(self, step: int) -> Mapping[str, float]:
+        factor = self.factor(step, self._total_steps)
+        return {trait: factor * height for trait, height in self._heights.items()}
 
-    - ``likelihood``: the coefficient at which the steered base model finds their responses likeliest
-      (:func:`~persona_callbacks.steering.likeliest_coefficients`). There the loss has no slope along the vector, so
-      that nothing pulls the weights that way;
-    - ``projection_difference``: where steering moves the base model's activations as far along the vector as the data
-      lie (:func:`~persona_callbacks.steering.matching_coefficients`). Text that is not the model's own lies further
-      along most vectors whatever it says, so that this starts too high on data with little of the trait in it;
-    - ``none``: 0, which leaves all to the feedback.
 
-    *Feedback*: at each reading, with the error e = (shift - target) / norm of the direction, beyond ``tolerance``, α
-    moves by at most ``slew`` towards
-
-        start + proportional · e + the sum over readings of integral · e,
-
-    and stays within 0 and its start + ``reach``. The first term answers what may pass: the shift often peaks early and
-    falls back. The second answers what stays; against wind-up, it is not summed further while α is at a bound that it
-    pushes against. α is never negative: a model that shows less of a trait than the target is left alone, since
-    steering away from a trait would teach it to the weights. Readings come after every step until the error is within
-    ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's ``every_n_steps``, as long as the
-    error hardly changes.
-
-    All of these are in units of the direction's norm, so that one setting serves every trait, layer and model.
-    Correlated traits are trimmed together: what is asked of each projection is solved for the coefficients.
-
-    Attributes:
-        feed_forward: where α starts.
-        start: α by trait, in place of the feed-forward, such as
-            :func:`~persona_callbacks.screening.starting_coefficients` gives; no chats are then screened.
-        samples: training chats to screen.
-        max_new_tokens: of the base model's own responses, which the projection difference needs.
-        feedback: whether to trim; if not, the feed-forward value stays.
-        target: the shift to hold, in activation units; one for all traits or one per trait. 0 is the base model's.
-        proportional: share of the error that is answered as long as it lasts.
-        integral: share of the error that is answered, and kept, at each reading.
-        slew: the largest change of α at a reading.
-        reach: how far α may rise above where it started.
-        tolerance: an error within this counts as held; one beyond it while α is at its upper bound is reported as a
-            target that cannot be held.
-    """
-
-    feed_forward: FeedForward = "likelihood"
-    start: Mapping[str, float] | None = None
-    samples: int = 40
-    max_new_tokens: int = 64
-    feedback: bool = True
-    target: float | Mapping[str, float] = 0.0
-    proportional: float = 0.3
-    integral: float = 0.05
-    slew: float = 0.1
-    reach: float = 0.5
-    tolerance: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.feed_forward not in get_args(FeedForward):
-            raise InputError(
-                f"adaptive steering: unknown feed_forward {self.feed_forward!r}; expected one of"
-                f" {', '.join(get_args(FeedForward))}"
-            )
-        for name in ("proportional", "integral", "reach", "tolerance"):
-            if getattr(self, name) < 0:
-                raise InputError(f"adaptive steering: {name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("samples", "max_new_tokens", "slew"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"adaptive steering: {name} is {getattr(self, name)}; expected more than 0")
-        if self.start is not None and min(self.start.values(), default=0.0) < 0:
-            raise InputError(f"adaptive steering: start is {dict(self.start)}; expected coefficients of 0 or more")
-        if self.feed_forward == "none" and self.start is None and not self.feedback:
-            raise InputError("adaptive steering: neither feed_forward nor feedback; expected one of the two")
+def as_law(coefficient: float | Mapping[str, float] | Law) -> Law:
+    """The law itself, or a constant law of the number or numbers given."""
+    return coefficient if isinstance(coefficient, Law) else Constant(coefficient)

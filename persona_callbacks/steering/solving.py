@@ -39,9 +39,9 @@ def nonnegative_minimum(curvature: Tensor, slope: Tensor) -> Tensor:
     best, least = torch.zeros_like(slope), 0.0
     for chosen in range(1, 2 ** len(slope)):
         free = torch.tensor([index for index in range(len(slope)) if chosen >> index & 1])
-        found = torch.zeros_like(slope)
-        found[free] = torch.linalg.pinv(curvature[free][:, free], hermitian=True) @ -slope[free]
-        value = float(found @ curvature @ found / 2 + slope @ found)
-        if value < least and bool((found >= 0).all()):
-            best, least = found, value
+        candidate = torch.zeros_like(slope)
+        candidate[free] = torch.linalg.pinv(curvature[free][:, free], hermitian=True) @ -slope[free]
+        value = float(candidate @ curvature @ candidate / 2 + slope @ candidate)
+        if value < least and bool((candidate >= 0).all()):
+            best, least = candidate, value
     return best

@@ -78,12 +78,6 @@ def traits_of(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(match[1] for match in found if match))
 
 
-def saturated_traits(values: Mapping[str, Any]) -> list[str]:
-    """The traits whose ``saturated`` metric is 1 among these."""
-    found = (re.fullmatch(r"steering/(.+)/saturated", name) for name, value in values.items() if float(value) == 1)
-    return [match[1] for match in found if match]
-
-
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Write values to every logger at the number of optimizer steps taken, and to ``trainer.callback_metrics``, where
     early stopping and checkpointing look for what they monitor.

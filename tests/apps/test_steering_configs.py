@@ -8,6 +8,7 @@ from rich.console import Console
 from persona_callbacks import (
     Ablation,
     Adaptive,
+    Constant,
     InputError,
     PreventativeSteering,
     ProjectionRegularisation,
@@ -18,6 +19,7 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.apps.train import _callbacks, _prompted, _Study, train
 from persona_callbacks.chats import read_chats
+from persona_callbacks.steering import GivenStart, MatchingStart
 
 
 def config(*overrides):
@@ -25,7 +27,10 @@ def config(*overrides):
         return compose("train", list(overrides))
 
 
-@pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "steering").glob("*.yaml")))
+CHOICES = sorted({path.stem for path in (CONF / "steering").glob("*.yaml")} - {"screening"})  # that reads a folder
+
+
+@pytest.mark.parametrize("choice", CHOICES)
 def test_each_choice_makes_the_callback_it_names(choice):
     _, steering = _callbacks(config(f"steering={choice}"), [make_vector()], steer=True)
     if choice in ("none", "prompting"):
@@ -35,19 +40,35 @@ def test_each_choice_makes_the_callback_it_names(choice):
     else:
         assert type(steering) is PreventativeSteering
         expected = {
-            "constant": None,
+            "constant": Constant(1.0),
             "schedule": Schedule(),
             "adaptive": Adaptive(),
             "feedforward": Adaptive(feedback=False),
-            "reactive": Adaptive(feed_forward="none", reach=3.0),
+            "reactive": Adaptive(GivenStart(0.0), reach=3.0),
         }
         assert steering.law == expected[choice], "the file's defaults and the code's differ"
+
+
+def test_where_alpha_starts_is_chosen_by_name():
+    start = "steering/start@steering.callback.coefficient.start"
+    given = config(f"{start}=given", "steering.callback.coefficient.start.coefficient={evil: 0.4}")
+    assert _callbacks(given, [make_vector()], steer=True)[1].law.start == GivenStart({"evil": 0.4})
+    matching = config(f"{start}=matching")
+    assert _callbacks(matching, [make_vector()], steer=True)[1].law.start == MatchingStart()
+    plain = config("steering.callback.coefficient.start=0.4")
+    assert _callbacks(plain, [make_vector()], steer=True)[1].law.start == 0.4
+    screening = config("steering=screening", "data=screened", "data.screening=folder").steering.callback.coefficient
+    assert dict(screening.start) == {
+        "_target_": "persona_callbacks.screening.ScreeningStart",
+        "folder": "folder",
+        "use": "filtered",
+    }
 
 
 def test_coefficient_and_target_by_trait_come_through():
     vectors = [make_vector(), make_vector("sycophancy", seed=2)]
     cfg = config("steering=constant", "steering.callback.coefficient={evil: 0.8, sycophancy: 0.4}")
-    assert _callbacks(cfg, vectors, steer=True)[1].coefficients == {"evil": 0.8, "sycophancy": 0.4}
+    assert _callbacks(cfg, vectors, steer=True)[1].law.coefficient == {"evil": 0.8, "sycophancy": 0.4}
     cfg = config("steering.callback.coefficient.target={evil: 1.5, sycophancy: 0}", "steering.callback.layers=[2,3]")
     steering = _callbacks(cfg, vectors, steer=True)[1]
     assert steering.law.target == {"evil": 1.5, "sycophancy": 0}

@@ -292,9 +292,9 @@ def test_bad_arguments():
         PersonaMonitor([vector, vector])
     with pytest.raises(InputError, match="expected at least one"):
         PersonaMonitor([])
-    with pytest.raises(MisconfigurationException, match="coefficient names the traits"):
+    with pytest.raises(InputError, match="coefficient names the traits"):
         PreventativeSteering([vector], {"sycophancy": 1.0})
-    with pytest.raises(MisconfigurationException, match="position"):
+    with pytest.raises(InputError, match="position"):
         PersonaMonitor([vector], position="response_mean")
 
 

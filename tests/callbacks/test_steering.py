@@ -14,12 +14,15 @@ from persona_callbacks import (
     Ablation,
     Adaptive,
     DriftGuard,
+    InputError,
     PersonaMonitor,
     PreventativeSteering,
     ProjectionRegularisation,
     Schedule,
+    TraitEvaluation,
 )
-from persona_callbacks.callbacks._seams import sample_chats
+from persona_callbacks.callbacks._fit import sample_chats
+from persona_callbacks.steering import LikeliestStart, MatchingStart
 from persona_callbacks.vectors import algebra as arithmetic
 from persona_callbacks.vectors import incremental_directions, steering_additions
 
@@ -129,7 +132,9 @@ def test_increments_sum_to_the_raw_direction_where_blocks_are_identity(tokenizer
 
 
 def adaptive(vectors, **law):
-    return PersonaMonitor(vectors, every_n_steps=4), PreventativeSteering(vectors, Adaptive(samples=6, **law))
+    return PersonaMonitor(vectors, every_n_steps=4), PreventativeSteering(
+        vectors, Adaptive(LikeliestStart(samples=6), **law)
+    )
 
 
 def test_adaptive_starts_where_the_data_are_likeliest(tokenizer, tmp_path):
@@ -151,16 +156,14 @@ def test_adaptive_starts_where_the_data_are_likeliest(tokenizer, tmp_path):
     values = [loss(alpha) for alpha in (0.0, 0.4, 0.8)]
     slope, curvature = (4 * values[1] - values[2] - 3 * values[0]) / 0.8, (values[2] - 2 * values[1] + values[0]) / 0.16
     expected = min(2.0, max(0.0, -slope / curvature)) if curvature > 0 else 2.0 * (slope < 0)
-    steering = PreventativeSteering([vector], Adaptive(samples=6, feedback=False))
+    steering = PreventativeSteering([vector], Adaptive(LikeliestStart(samples=6), feedback=False))
     fit(ForeignModule(tiny_model(peft=True), tokenizer), [steering], tmp_path, max_steps=1, limit_val_batches=0)
     assert steering.coefficients["evil"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_projection_difference_start_against_a_slow_reading(tokenizer, tmp_path):
     vector = small_vector()
-    steering = PreventativeSteering(
-        [vector], Adaptive(feed_forward="projection_difference", samples=6, max_new_tokens=5, feedback=False)
-    )
+    steering = PreventativeSteering([vector], Adaptive(MatchingStart(samples=6, max_new_tokens=5), feedback=False))
     model = tiny_model(peft=True)
     base = tiny_model().eval()
     fit(ForeignModule(model, tokenizer), [steering], tmp_path, max_steps=1, limit_val_batches=0)
@@ -218,6 +221,82 @@ def test_adaptive_steering_does_not_depend_on_the_order_of_callbacks(tokenizer, 
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
 
 
+def test_two_adaptive_steerings_each_get_the_readings_they_ask_for(tokenizer, tmp_path):
+    """With requests that overwrote each other, the steering that comes first would wait for the other's readings."""
+
+    class Every(Adaptive):
+        def __init__(self, steps):
+            super().__init__(start=0.5)
+            self.steps, self.read = steps, []
+
+        def after_reading(self, step, shift):
+            self.read.append(step)
+            return super().after_reading(step, shift)
+
+        @property
+        def next_reading(self):
+            return ([0, *self.read][-1] // self.steps + 1) * self.steps
+
+    vectors = [small_vector(), small_vector("other", 2)]
+    monitor = PersonaMonitor(vectors, every_n_steps=100)
+    steerings = [PreventativeSteering([vector], Every(steps)) for vector, steps in zip(vectors, (4, 3), strict=True)]
+    fit(ForeignModule(tiny_model(peft=True), tokenizer), [monitor, *steerings_with_keys(steerings)], tmp_path,
+        max_epochs=3)  # fmt: skip
+    assert [reading.step for reading in monitor.readings] == [0, 3, 4, 6, 8, 9, 12, 15, 16, 18]
+    monitor = PersonaMonitor(vectors)
+    first, second = object(), object()
+    monitor.request(first, 5)
+    monitor.request(second, 7)
+    monitor.request(first, 6)
+    assert sorted(monitor._requests.values()) == [6, 7]
+    monitor.request(second, None)
+    assert sorted(monitor._requests.values()) == [6]
+
+
+def steerings_with_keys(steerings):
+    """Two callbacks of one class need state keys of their own."""
+    for steering in steerings:
+        key = f"PreventativeSteering-{steering.vectors[0].trait}"
+        steering.__class__ = type(key, (PreventativeSteering,), {"state_key": key})
+    return steerings
+
+
+def test_state_of_a_checkpoint_from_before_laws_is_read(tokenizer, tmp_path):
+    monitor, steering = adaptive([small_vector()], tolerance=0.0)
+    fit(ForeignModule(tiny_model(peft=True), tokenizer), [monitor, steering], tmp_path)
+    state = steering.state_dict()
+    controller = {name: value for name, value in state["law"].items() if name != "last_reading"}
+    older = {"coefficients": state["coefficients"], "controller": controller, "seen": state["step_read"], "told": True}
+    _, restored = adaptive([small_vector()], tolerance=0.0)
+    restored.load_state_dict(older)
+    assert restored.coefficients == state["coefficients"]
+    assert restored.state_dict() == {**state, "step": -1, "warned": True}
+
+
+def test_settings_are_checked_without_vectors():
+    good = {"traits": ["evil"], "num_layers": 4}
+    for callback in (PreventativeSteering, Ablation, ProjectionRegularisation, PersonaMonitor, TraitEvaluation):
+        callback.check(**good)
+    for callback, wrong, named in (
+        (PreventativeSteering, {"layers": [9]}, "unknown layer 9"),
+        (PreventativeSteering, {"layers": "every"}, "'all', 'chosen' or a list"),
+        (PreventativeSteering, {"coefficient": {"kind": 1.0}}, "coefficient names the traits"),
+        (PreventativeSteering, {"coefficient": Adaptive(start={"kind": 1.0})}, "start names the traits"),
+        (PreventativeSteering, {"coefficient": Adaptive(target={"kind": 1.0})}, "target names the traits"),
+        (PreventativeSteering, {"chats": []}, "chats is empty"),
+        (Ablation, {"positions": "prompt"}, "positions must be"),
+        (ProjectionRegularisation, {"weight": -1.0}, "weight must be 0 or more"),
+        (PersonaMonitor, {"every_n_steps": 0}, "every_n_steps must be at least 1"),
+        (PersonaMonitor, {"position": "response_mean"}, "position must be"),
+        (TraitEvaluation, {"questions": 0}, "questions must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=named):
+            callback.check(**good, **wrong)
+        if callback is not TraitEvaluation:
+            with pytest.raises(InputError, match=named):
+                callback([make_vector()], **wrong)
+
+
 def test_schedule_moves_the_coefficient_by_optimizer_steps(tokenizer, tmp_path):
     seen = []
 
@@ -236,9 +315,9 @@ def test_adaptive_needs_a_monitor_and_data_to_screen(tokenizer, tmp_path):
     hooks = all_hooks(module)
     with pytest.raises(MisconfigurationException, match=r"add PersonaMonitor\(vectors\)"):
         fit(module, [PreventativeSteering([make_vector()])], tmp_path)
-    with pytest.raises(MisconfigurationException, match="target names the traits"):
+    with pytest.raises(InputError, match="target names the traits"):
         PreventativeSteering([make_vector()], Adaptive(target={"other": 1.0}))
-    with pytest.raises(MisconfigurationException, match="positions must be"):
+    with pytest.raises(InputError, match="positions must be"):
         PreventativeSteering([make_vector()], 1.0, positions="prompt")
 
     class Stream(torch.utils.data.IterableDataset):
@@ -366,9 +445,9 @@ def test_guard_acts_when_a_shift_passes_its_limit(action, tokenizer, tmp_path):
 def test_guard_says_what_it_lacks(tokenizer, tmp_path):
     monitor = PersonaMonitor([make_vector()])
     module = ForeignModule(tiny_model(peft=True), tokenizer)
-    with pytest.raises(MisconfigurationException, match="found none"):
+    with pytest.raises(InputError, match="found none"):
         DriftGuard()
-    with pytest.raises(MisconfigurationException, match="unknown action"):
+    with pytest.raises(InputError, match="unknown action"):
         DriftGuard(shift=1.0, action="explode")
     with pytest.raises(MisconfigurationException, match="needs a PersonaMonitor before it"):
         fit(module, [DriftGuard(shift=1.0), monitor], tmp_path)

@@ -110,7 +110,7 @@ def test_mistakes(tokenizer, tmp_path):
         TraitEvaluation([LOUD], [make_vector("loud")])
     with pytest.raises(InputError, match="expected at least one trait"):
         TraitEvaluation([])
-    with pytest.raises(MisconfigurationException, match="every_n_steps must be at least 1"):
+    with pytest.raises(InputError, match="every_n_steps must be at least 1"):
         TraitEvaluation([LOUD], judges={"loud": LengthJudge()}, every_n_steps=0)
     callback = TraitEvaluation([LOUD], [replace(make_vector("loud"), judge=JUDGE)], sampling=SHORT)
     with pytest.raises(MisconfigurationException, match="no adapter that could be disabled"):

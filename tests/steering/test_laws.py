@@ -7,7 +7,7 @@ import torch
 from builders import make_vector
 
 from persona_callbacks import Adaptive, InputError, Schedule
-from persona_callbacks.steering import Controller, nonnegative_minimum, pushes, solve
+from persona_callbacks.steering import Controller, LikeliestStart, MatchingStart, nonnegative_minimum, pushes, solve
 
 ONE = torch.tensor([[1.0]], dtype=torch.float64)
 
@@ -73,7 +73,7 @@ def test_controller_does_not_wind_up(gain, rate, undo):
 def test_reactive_controller_is_too_late():
     """Without feed-forward, what has moved before α has risen stays where undoing is slow."""
     how = {"gain": 1.6, "rate": 0.3, "undo": 0.05, "steps": 26}
-    reactive, _ = plant(Adaptive(feed_forward="none", reach=3.0), start=0.0, **how)
+    reactive, _ = plant(Adaptive(start=0.0, reach=3.0), start=0.0, **how)
     informed, _ = plant(Adaptive(), start=0.9, **how)
     assert max(reactive) > 0.5
     assert max(informed) < 0.25
@@ -136,10 +136,13 @@ def test_bad_settings_are_named():
         (lambda: Schedule(decay="slow"), "unknown decay 'slow'"),
         (lambda: Schedule(warmup=2.5), "warmup is 2.5"),
         (lambda: Schedule(final=2), "final is 2"),
-        (lambda: Adaptive(feed_forward="guess"), "unknown feed_forward 'guess'"),
+        (lambda: Adaptive(start="guess"), "start is 'guess'; expected a number"),
+        (lambda: Adaptive(start={"evil": -0.1}), "start is {'evil': -0.1}"),
+        (lambda: LikeliestStart(samples=0), "samples of LikeliestStart is 0"),
+        (lambda: MatchingStart(max_new_tokens=0), "max_new_tokens of MatchingStart is 0"),
         (lambda: Adaptive(slew=0), "slew is 0"),
         (lambda: Adaptive(reach=-1), "reach is -1"),
-        (lambda: Adaptive(feed_forward="none", feedback=False), "neither"),
+        (lambda: Adaptive(start=0.0, feedback=False), "neither"),
     ):
         with pytest.raises(InputError, match=named):
             wrong()

@@ -9,6 +9,7 @@ from builders import ForeignModule, fit, make_vector, offline_records, tiny_mode
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from persona_callbacks import Adaptive, DriftGuard, PersonaMonitor, PreventativeSteering
+from persona_callbacks.steering import LikeliestStart
 
 METRICS = [
     "persona/evil/projection", "persona/evil/shift", "persona/evil/batch_projection", "steering/evil/coefficient",
@@ -58,7 +59,7 @@ def test_target_out_of_reach_and_guard_alert_in_wandb_and_log_why(tokenizer, tmp
     vector = make_vector()
     callbacks = [
         PersonaMonitor([vector], every_n_steps=1),
-        PreventativeSteering([vector], Adaptive(samples=4, target=-1e3, reach=0.0)),
+        PreventativeSteering([vector], Adaptive(LikeliestStart(samples=4), target=-1e3, reach=0.0)),
         DriftGuard(saturated=True, action="stop"),
     ]
     with pytest.warns(UserWarning, match="DriftGuard: after .* evil cannot be held"):

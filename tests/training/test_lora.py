@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from persona_callbacks import Adaptive, InputError, PersonaMonitor, PreventativeSteering, Schedule
 from persona_callbacks.chats import Chat, encode_chat, pad
+from persona_callbacks.steering import LikeliestStart
 from persona_callbacks.training import ChatData, LoraFineTuning
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.2)
@@ -57,7 +58,9 @@ def test_resumed_in_mid_epoch_equals_the_uninterrupted_bitwise(stop_at, tokenize
     assert whole.last_epoch_loss == resumed.last_epoch_loss
 
 
-@pytest.mark.parametrize("steer", [Adaptive(samples=6, tolerance=0.0), Schedule(0.7, warmup=0.3, decay="cosine")])
+@pytest.mark.parametrize(
+    "steer", [Adaptive(LikeliestStart(samples=6), tolerance=0.0), Schedule(0.7, warmup=0.3, decay="cosine")]
+)
 def test_steering_resumed_at_any_step_equals_the_uninterrupted_bitwise(steer, tokenizer, tmp_path):
     whole, monitor = run(tokenizer, tmp_path / "whole", steer=steer)
     expected = weights(whole)

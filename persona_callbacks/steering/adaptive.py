@@ -1,0 +1,140 @@
+"""The law whose coefficient follows from the data, and is trimmed by the shift that the monitor measures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from typing_extensions import override
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.steering.controller import Controller
+from persona_callbacks.steering.fit import Fit, by_trait
+from persona_callbacks.steering.laws import Law
+from persona_callbacks.steering.solving import pushes
+from persona_callbacks.steering.starts import GivenStart, LikeliestStart, Start, as_start
+
+
+@dataclass
+class Adaptive(Law):
+    """A coefficient that follows from the data, and is trimmed by the shift that the monitor measures.
+
+    *Feed-forward*: ``start`` says where α starts, by default from a look at some training chats before the first step.
+
+    *Feedback*: at each reading, with the error e = (shift - target) / norm of the direction, beyond ``tolerance``, α
+    moves by at most ``slew`` towards
+
+        start + proportional · e + the sum over readings of integral · e,
+
+    and stays within 0 and its start + ``reach``. The first term answers what may pass: the shift often peaks early and
+    falls back. The second answers what stays; against wind-up, it is not summed further while α is at a bound that it
+    pushes against. α is never negative: a model that shows less of a trait than the target is left alone, since
+    steering away from a trait would teach it to the weights. Readings come after every step until the error is within
+    ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's ``every_n_steps``, as long as the
+    error hardly changes.
+
+    All of these are in units of the direction's norm, so that one setting serves every trait, layer and model.
+    Correlated traits are trimmed together: what is asked of each projection is solved for the coefficients.
+
+    Raises:
+        InputError: settings that cannot be.
+
+    Example:
+        >>> Adaptive(start=0.5).start, Adaptive(target={"evil": 1.5}).target
+        (0.5, {'evil': 1.5})
+        >>> Adaptive(feedback=False).reads_shift
+        False
+    """
+
+    start: Start | float | Mapping[str, float] = LikeliestStart()  # noqa: RUF009, frozen
+    """Where α starts: an object that tells it, or the value itself, one for all traits or one per trait."""
+
+    feedback: bool = True
+    """Whether to trim α; if not, it stays where it started."""
+
+    target: float | Mapping[str, float] = 0.0
+    """The shift to hold, in activation units; one for all traits or one per trait. 0 is the base model's."""
+
+    proportional: float = 0.3
+    """The share of the error that is answered as long as the error lasts."""
+
+    integral: float = 0.05
+    """The share of the error that is answered, and kept, at each reading."""
+
+    slew: float = 0.1
+    """The largest change of α at a reading."""
+
+    reach: float = 0.5
+    """How far α may rise above where it started."""
+
+    tolerance: float = 0.05
+    """An error within this counts as held. An error beyond it while α is at its upper bound is reported: the target
+    cannot be held."""
+
+    _traits: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    _controller: Controller | None = field(default=None, init=False, repr=False, compare=False)
+    _interval: int = field(default=1, init=False, repr=False, compare=False)
+    _last_reading: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("proportional", "integral", "reach", "tolerance"):
+            if getattr(self, name) < 0:
+                raise InputError(f"adaptive steering: {name} is {getattr(self, name)}; expected 0 or more")
+        if self.slew <= 0:
+            raise InputError(f"adaptive steering: slew is {self.slew}; expected more than 0")
+        if as_start(self.start) == GivenStart(0.0) and not self.feedback:
+            raise InputError("adaptive steering: neither a start above 0 nor feedback; expected one of the two")
+
+    @property
+    @override
+    def reads_shift(self) -> bool:
+        return self.feedback
+
+    @property
+    @override
+    def next_reading(self) -> int | None:
+        return None if self._controller is None else self._last_reading + self._controller.interval
+
+    @property
+    @override
+    def saturated(self) -> Mapping[str, bool]:
+        if self._controller is None:
+            return {}
+        return dict(zip(self._traits, self._controller.saturated, strict=True))
+
+    @override
+    def check(self, traits: Sequence[str]) -> None:
+        by_trait(self.target, traits, "target")
+        as_start(self.start).check(traits)
+
+    @override
+    def begin(self, fit: Fit) -> Mapping[str, float]:
+        self._traits = tuple(vector.trait for vector in fit.vectors)
+        targets = by_trait(self.target, self._traits, "target")
+        # A resumed fit started before, and the controller remembers where.
+        start = by_trait(0.0 if fit.resumed else as_start(self.start).coefficients(fit), self._traits, "start")
+        self._controller = Controller(self, list(start.values()), list(targets.values()), pushes(fit.vectors))
+        self._interval = fit.reading_interval if self.feedback else 1
+        self._last_reading = 0
+        return self._coefficients(self._controller)
+
+    @override
+    def after_reading(self, step: int, shift: Mapping[str, float]) -> Mapping[str, float]:
+        assert self._controller is not None
+        self._controller.update([shift[trait] for trait in self._traits], self._interval)
+        self._last_reading = step
+        return self._coefficients(self._controller)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._controller is None:
+            return {}
+        return {**self._controller.state_dict(), "last_reading": self._last_reading}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        assert self._controller is not None
+        self._controller.load_state_dict(state)
+        self._last_reading = int(state["last_reading"])
+
+    def _coefficients(self, controller: Controller) -> dict[str, float]:
+        return dict(zip(self._traits, controller.coefficients, strict=True))

@@ -1,0 +1,110 @@
+"""What a law, or an object that says where α starts, may ask about the fit that begins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from persona_callbacks.chats import EncodedChat
+from persona_callbacks.errors import InputError
+from persona_callbacks.model import LoadedModel
+from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions
+
+
+@dataclass(frozen=True)
+class ChatShare:
+    """A sample of the training data, divided among processes.
+
+    Example:
+        >>> ChatShare(own=[], total=0).total
+        0
+    """
+
+    own: Sequence[EncodedChat]
+    """The chats that fall to this process; possibly none."""
+
+    total: int
+    """How many chats all processes have together."""
+
+
+class Fit(Protocol):
+    """The fit that begins, as far as a :class:`Law` or a :class:`Start` may ask about it.
+
+    ``PreventativeSteering`` provides it. Every process of a fit must ask the same questions in the same order.
+    """
+
+    @property
+    def vectors(self) -> Sequence[PersonaVector]:
+        """The vectors to steer with, one per trait."""
+
+    @property
+    def layers(self) -> Layers:
+        """Where the vectors are added."""
+
+    @property
+    def positions(self) -> SteeredPositions:
+        """Which tokens are steered."""
+
+    @property
+    def batch_size(self) -> int:
+        """Chats per forward pass before training."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the fit goes on from a checkpoint, so that :meth:`Law.load_state_dict` follows :meth:`Law.begin`."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the fit. Lightning sets the training data up to tell, so ask only when it is needed."""
+
+    @property
+    def reading_interval(self) -> int:
+        """Optimizer steps between the readings that the monitor takes of its own accord.
+
+        Raises:
+            MisconfigurationException: the law does not read the shift, so that no monitor was looked for.
+        """
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model that is trained, with its tokenizer.
+
+        Raises:
+            MisconfigurationException: no tokenizer can be found.
+        """
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process is the one that shows progress bars."""
+
+    def chats(self, count: int) -> ChatShare:
+        """A sample of at most ``count`` training chats. It is the same sample at every call, and in every fit.
+
+        Raises:
+            MisconfigurationException: there is no training data to sample.
+        """
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+
+
+def by_trait(value: float | Mapping[str, float], traits: Sequence[str], name: str) -> dict[str, float]:
+    """A setting that is given once for all traits or once per trait, as a value for each trait, in the traits' order.
+
+    Args:
+        value: the setting.
+        traits: the traits that it must name, if it is a mapping.
+        name: what the setting is called, for the error.
+
+    Raises:
+        InputError: it names other traits.
+    """
+    if not isinstance(value, Mapping):
+        value = dict.fromkeys(traits, value)
+    if sorted(value) != sorted(traits):
+        raise InputError(
+            f"steering: {name} names the traits {sorted(value)}, the vectors are of {sorted(traits)}; expected one"
+            f" {name} for each of these"
+        )
+    return {trait: float(value[trait]) for trait in traits}
