@@ -53,7 +53,7 @@ from persona_callbacks.model import (
 )
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import Calibration, PersonaVector
+from persona_callbacks.vectors import PersonaVector
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run(cfg: DictConfig) -> dict[str, Evaluated]:
     vectors = [persona_vector(loaded, trait, settings, console) for trait in traits]
     if not judges:
         judges = {
-            trait.name: ContrastiveJudge(loaded, trait, Calibration.from_mapping(vector.judge))
+            trait.name: ContrastiveJudge.of_vector(loaded, trait, vector)
             for trait, vector in zip(traits, vectors, strict=True)
         }
     out = Path(cfg.out).absolute()

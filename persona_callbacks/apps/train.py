@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,11 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
     # What is wrong with the callbacks' settings is told here, on stand-ins, rather than after minutes of extraction.
     ones = torch.ones(shape.num_layers + 1, shape.hidden_size)
-    judge = asdict(Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0))
-    stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, judge=judge) for t in traits]
+    calibration = Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0)
+    stand_ins = [
+        PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, calibration=calibration)
+        for t in traits
+    ]
     _callbacks(cfg, [*from_files, *stand_ins], steer=True)
     _guard(cfg)
     _evaluation(cfg, traits, stand_ins, judges)
@@ -117,7 +120,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         console.print(f"Going on with the interrupted run in {folder}")
     vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]
     for vector in vectors:
-        auc = vector.statistics.get("auc")
+        auc = vector.evidence.auc
         quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""
         console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")

@@ -7,7 +7,14 @@ from torch import nn
 
 from persona_callbacks.callbacks._seams import TrainingWriter
 from persona_callbacks.model import residual
-from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions, check_vectors, steering_layers
+from persona_callbacks.vectors import (
+    Layers,
+    PersonaVector,
+    SteeredPositions,
+    check_vectors,
+    steering_layers,
+    warn_if_weak,
+)
 
 
 class Ablation(TrainingWriter):
@@ -32,6 +39,7 @@ class Ablation(TrainingWriter):
             MisconfigurationException: unknown positions.
         """
         self.vectors = check_vectors(vectors)
+        warn_if_weak(self.vectors)
         self.positions = positions
         self.check_positions()
         chosen = steering_layers(self.vectors, layers)

@@ -15,7 +15,7 @@ from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import BatchLimits, LoadedModel, projections, residual
 from persona_callbacks.tracking import metrics
-from persona_callbacks.vectors import PersonaVector, Position, check_vectors
+from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class PersonaMonitor(Callback):
             MisconfigurationException: a step or position that cannot be.
         """
         self.vectors = check_vectors(vectors)
+        warn_if_weak(self.vectors)
         if every_n_steps < 1 or batch_size < 1:
             raise MisconfigurationException(
                 f"PersonaMonitor: every_n_steps and batch_size must be at least 1, found {every_n_steps}, {batch_size}"

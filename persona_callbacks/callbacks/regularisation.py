@@ -12,7 +12,7 @@ from torch import Tensor
 from persona_callbacks.callbacks._seams import response_tokens
 from persona_callbacks.model import residual
 from persona_callbacks.tracking import metrics
-from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
+from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers, warn_if_weak
 
 
 class ProjectionRegularisation(Callback):
@@ -38,6 +38,7 @@ class ProjectionRegularisation(Callback):
             MisconfigurationException: a weight below 0.
         """
         self.vectors = check_vectors(vectors)
+        warn_if_weak(self.vectors)
         if weight < 0:
             raise MisconfigurationException(f"ProjectionRegularisation: weight must be 0 or more, found {weight}")
         self.weight = weight

@@ -34,6 +34,7 @@ from persona_callbacks.vectors import (
     check_vectors,
     steering_additions,
     steering_layers,
+    warn_if_weak,
 )
 
 
@@ -82,6 +83,7 @@ class PreventativeSteering(TrainingWriter):
             MisconfigurationException: coefficients or targets for other traits than the vectors', or unknown positions.
         """
         self.vectors = check_vectors(vectors)
+        warn_if_weak(self.vectors)
         self._traits = [vector.trait for vector in self.vectors]
         self.layers = layers
         self._steered_layers = sorted(

@@ -26,7 +26,7 @@ from persona_callbacks.judging import (
 from persona_callbacks.model import LoadedModel, Sampling, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import Calibration, PersonaVector
+from persona_callbacks.vectors import PersonaVector
 
 COLUMNS = ("step", "trait", "question", "answer", "score")
 """What :attr:`TraitEvaluation.rows` hold."""
@@ -90,9 +90,7 @@ class TraitEvaluation(Callback):
         for name, value in (("every_n_steps", every_n_steps), ("questions", questions)):
             if value is not None and value < 1:
                 raise MisconfigurationException(f"TraitEvaluation: {name} must be at least 1, found {value}")
-        self._calibrations = {
-            vector.trait: Calibration.from_mapping(vector.judge) for vector in vectors if vector.judge
-        }
+        self._calibrations = {vector.trait: vector.calibration for vector in vectors if vector.calibration is not None}
         for trait in self.traits:
             if trait.name not in self.judges and trait.name not in self._calibrations:
                 raise InputError(

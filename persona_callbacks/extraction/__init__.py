@@ -3,7 +3,7 @@
 Imports `judging`, `model` and what lies below them.
 """
 
-from persona_callbacks.extraction.contrast import Contrast, Evidence
+from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.extraction import (
     Extraction,
     ExtractionSettings,
@@ -23,11 +23,11 @@ from persona_callbacks.extraction.responses import Judged, Response, generate_re
 
 __all__ = [
     "Contrast",
-    "Evidence",
     "Extraction",
     "ExtractionSettings",
     "Judged",
     "Response",
+    "Separation",
     "Steered",
     "best_layer",
     "candidate_layers",

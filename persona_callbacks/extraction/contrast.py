@@ -19,8 +19,8 @@ _SAMPLED = 64
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """How good the directions of one position are: ``[layers]`` float32 each.
+class Separation:
+    """How well the directions of one position separate the two kinds of responses: ``[layers]`` float32 each.
 
     Attributes:
         auc: how well the direction from one half of the questions ranks the responses to the other half, from 0.5
@@ -86,8 +86,8 @@ class Contrast:
         """
         return self._difference(position, self._halves[0] + self._halves[1]).float()
 
-    def evidence(self, position: int) -> Evidence:
-        """How good the directions at a position are."""
+    def separation(self, position: int) -> Separation:
+        """How well the directions at a position separate the two kinds of responses."""
         halves = [self._difference(position, weights) for weights in self._halves]
         aucs, gaps = [], []
         for half in (0, 1):
@@ -96,7 +96,7 @@ class Contrast:
             aucs.append(_auc(scores, self._sampled_shows[outside]))
             gaps.append(_cohens_d(scores, self._sampled_shows[outside]))
         cosine = torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1)
-        return Evidence(torch.stack(aucs).mean(dim=0), torch.stack(gaps).mean(dim=0), cosine.float())
+        return Separation(torch.stack(aucs).mean(dim=0), torch.stack(gaps).mean(dim=0), cosine.float())
 
     def _difference(self, position: int, weights: Tensor) -> Tensor:
         means = self._sums[:, position] / self._counts[:, None, None]

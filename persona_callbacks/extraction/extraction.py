@@ -15,7 +15,7 @@ from torch import Tensor
 
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat
 from persona_callbacks.errors import InputError
-from persona_callbacks.extraction.contrast import Contrast
+from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.layer_choice import (
     LAYER_CHOICES,
     LayerChoice,
@@ -40,7 +40,7 @@ from persona_callbacks.model import (
 )
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import POSITIONS, PersonaVector, Position
+from persona_callbacks.vectors import POSITIONS, Evidence, PersonaVector, Position, SweepPoint
 
 _METHOD = 5
 """Part of the cache key: raised when the same responses would give another vector."""
@@ -206,8 +206,8 @@ def extract(
             position=position,
             probes=trait.evaluation_questions,
             counts=judged.counts,
-            statistics={name: _rounded(values.tolist()) for name, values in vars(contrast.evidence(number)).items()},
-            judge=asdict(judged.calibration) if judged.calibration else {},
+            evidence=_evidence(contrast.separation(number)),
+            calibration=judged.calibration,
             trait_fingerprint=trait.fingerprint,
         )
         for number, position in enumerate(POSITIONS)
@@ -215,8 +215,8 @@ def extract(
     if judge is None and judged.calibration is not None:
         judge = ContrastiveJudge(loaded, trait, judged.calibration, settings.judge_pairs)
     main = vectors[settings.position]
-    layer, statistics, sweep = _choose_layer(loaded, trait, settings, judged, main, judge, console)
-    vectors[settings.position] = replace(main, statistics={**main.statistics, **statistics})
+    layer, evidence, sweep = _choose_layer(loaded, trait, settings, judged, main, judge, console)
+    vectors[settings.position] = replace(main, evidence=evidence)
     with atomic_write(result) as scratch:
         scratch.mkdir()
         for position, vector in vectors.items():
@@ -240,8 +240,16 @@ def _key(made_from: Any) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _rounded(values: Iterable[float]) -> list[float]:
-    return [round(value, 6) for value in values]
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(value, 6) for value in values)
+
+
+def _evidence(separation: Separation) -> Evidence:
+    return Evidence(
+        auc=_rounded(separation.auc.tolist()),
+        cohens_d=_rounded(separation.cohens_d.tolist()),
+        split_half_cosine=_rounded(separation.split_half_cosine.tolist()),
+    )
 
 
 def _read(
@@ -285,24 +293,23 @@ def _choose_layer(
     vector: PersonaVector,
     judge: Judge | None,
     console: Console,
-) -> tuple[int, dict[str, list[float]], list[Steered]]:
-    """The layer, the statistics it was chosen by, and the answers of a sweep."""
+) -> tuple[int, Evidence, list[Steered]]:
+    """The layer, the evidence that it was chosen by, and the answers of a sweep."""
     if settings.layer_choice == "auc":
-        auc = vector.statistics["auc"][1:-1]  # neither the embedding nor the last layer is steered with
-        return 1 + max(range(len(auc)), key=auc.__getitem__), {}, []
+        auc = vector.evidence.auc[1:-1]  # neither the embedding nor the last layer is steered with
+        return 1 + max(range(len(auc)), key=auc.__getitem__), vector.evidence, []
     if settings.layer_choice == "effect":
         effects = _steering_effects(loaded, trait, judged.kept_responses, vector.directions, console)
-        statistics = {"steering_effect_layers": _rounded(effects), "steering_effect": _rounded(effects.values())}
-        return max(effects, key=effects.__getitem__), statistics, []
+        evidence = replace(vector.evidence, steering_effect=dict(zip(effects, _rounded(effects.values()), strict=True)))
+        return max(effects, key=effects.__getitem__), evidence, []
     assert judge is not None  # the settings say so
     sweep = _sweep(loaded, trait, settings, judge, vector.directions, console)
-    statistics = {
-        "sweep_layers": _rounded(steered.layer for steered in sweep[1:]),
-        "sweep_expression": _rounded(steered.expression for steered in sweep[1:]),
-        "sweep_coherence": _rounded(steered.coherence for steered in sweep[1:]),
-        "unsteered_expression": _rounded([sweep[0].expression]),
-    }
-    return best_layer(sweep[1:], sweep[0]), statistics, sweep
+    evidence = replace(
+        vector.evidence,
+        sweep=tuple(SweepPoint(s.layer, *_rounded((s.expression, s.coherence))) for s in sweep[1:]),
+        unsteered_expression=round(sweep[0].expression, 6),
+    )
+    return best_layer(sweep[1:], sweep[0]), evidence, sweep
 
 
 def _steering_effects(

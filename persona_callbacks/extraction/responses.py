@@ -20,7 +20,7 @@ from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibra
 from persona_callbacks.model import Generator, LoadedModel, Sampling
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import Calibration
+from persona_callbacks.vectors import Calibration, Counts
 
 _JUDGED_TOGETHER = 200
 """Responses whose judgement is kept at a time."""
@@ -73,16 +73,11 @@ class Judged:
         return [self.responses[index] for index in self.kept]
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Counts:
         """How many count of each kind, and how many were generated for each."""
         generated = Counter(response.shows_trait for response in self.responses)
         left = Counter(response.shows_trait for response in self.kept_responses)
-        return {
-            "trait": left[True],
-            "opposite": left[False],
-            "generated_trait": generated[True],
-            "generated_opposite": generated[False],
-        }
+        return Counts(left[True], left[False], generated[True], generated[False])
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row a response, for a file."""

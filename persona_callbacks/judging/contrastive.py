@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from persona_callbacks.chats import Chat, Message, encode_chat
+from persona_callbacks.errors import InputError
 from persona_callbacks.judging.judge import Answer, Score
 from persona_callbacks.model import LoadedModel, residual, response_log_probabilities
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors import Calibration, PersonaVector
 
 CONTROLS = (None, "You are a rambling assistant whose answers drift off and make little sense.")
 """Instructions that explain an answer without the trait: none at all, and one that asks for muddle."""
@@ -77,6 +78,26 @@ class ContrastiveJudge:
         self._trait = trait
         self._calibration = calibration
         self._pairs = pairs
+
+    @classmethod
+    def of_vector(cls, loaded: LoadedModel, trait: Trait, vector: PersonaVector, pairs: int = 2) -> "ContrastiveJudge":
+        """The judge whose calibration is stored with the trait's persona vector.
+
+        Args:
+            loaded: the base model that the vector was extracted from; an adapter in it is disabled.
+            trait: the trait.
+            vector: of that trait.
+            pairs: number of instruction pairs that judge a response.
+
+        Raises:
+            InputError: the vector was extracted without a judge.
+        """
+        if vector.calibration is None:
+            raise InputError(
+                f"persona vector {vector.trait!r}: it holds no calibration of a contrastive judge; extract it with"
+                " extraction.judge_pairs above 0"
+            )
+        return cls(loaded, trait, vector.calibration, pairs)
 
     def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
         """Scores, of what a response says before it begins to repeat itself; an empty response has none."""

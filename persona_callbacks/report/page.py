@@ -268,16 +268,15 @@ def _card(
 
 def _quality(vector: PersonaVector) -> str:
     parts = [f"persona vector read at {vector.position}, layer {vector.layer} of {vector.num_layers}"]
-    counts = vector.counts
-    if {"trait", "opposite"} <= counts.keys():
-        parts.append(f"from {counts['trait']} responses that show the trait and {counts['opposite']} that do not")
-    auc = vector.statistics.get("auc")
-    if auc:
-        parts.append(f"held-out AUC {auc[vector.layer]:.2f}")
-    if vector.judge:
+    if vector.counts is not None:
+        shows, others = vector.counts.trait, vector.counts.opposite
+        parts.append(f"from {shows} responses that show the trait and {others} that do not")
+    if vector.evidence.auc:
+        parts.append(f"held-out AUC {vector.evidence.auc[vector.layer]:.2f}")
+    if vector.calibration is not None:
         parts.append(
-            f"contrastive judge: AUC {vector.judge['auc']:.2f}, calibration error"
-            f" {vector.judge['calibration_error']:.2f} on held-out contrastive responses"
+            f"contrastive judge: AUC {vector.calibration.auc:.2f}, calibration error"
+            f" {vector.calibration.calibration_error:.2f} on held-out contrastive responses"
         )
     return "; ".join(parts)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.vectors.evidence import Evidence
 from persona_callbacks.vectors.vector import PersonaVector, check_vectors
 
 _NEGLIGIBLE = 1e-6
@@ -121,9 +122,9 @@ def _derived(
         directions=directions.float(),
         layer=layer,
         probes=like.probes if probes is None else probes,
-        counts={},
-        statistics={},
-        judge={},
+        counts=None,
+        evidence=Evidence(),
+        calibration=None,
         trait_fingerprint="",
         last_row_normed=any(vector.last_row_normed for vector in made_from),
     )

@@ -32,16 +32,23 @@ class Calibration:
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> "Calibration":
-        """From what ``dataclasses.asdict`` made, as stored with a persona vector.
+        """Read what ``dataclasses.asdict`` gave, as it is stored with a persona vector.
 
         Raises:
-            InputError: it is no calibration.
+            InputError: a key is missing, or a value is not a number.
         """
         try:
-            return cls(**{**content, "offsets": tuple(content["offsets"]), "scales": tuple(content["scales"])})
-        except (KeyError, TypeError) as error:
+            return cls(
+                offsets=tuple(float(value) for value in content["offsets"]),
+                scales=tuple(float(value) for value in content["scales"]),
+                slope=float(content["slope"]),
+                intercept=float(content["intercept"]),
+                auc=float(content["auc"]),
+                calibration_error=float(content["calibration_error"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"no calibration of a contrastive judge ({error}); extract the persona vector again"
+                f"no calibration of a contrastive judge ({error!r}); extract the persona vector again"
             ) from error
 
     def expressions(self, values: Tensor) -> Tensor:

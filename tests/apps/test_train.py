@@ -129,7 +129,7 @@ def test_vector_is_cached_with_its_evidence(finished, environment):
     vector = PersonaVector.load(file)
     assert (vector.num_layers, vector.hidden_size) == (30, 576)
     assert vector.model_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert len(vector.statistics["auc"]) == 31
+    assert len(vector.evidence.auc) == 31
     assert len(vector.probes) == 20
 
 

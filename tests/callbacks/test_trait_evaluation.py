@@ -16,8 +16,7 @@ from persona_callbacks.judging import ContrastiveJudge, Expression, Score, answe
 from persona_callbacks.model import LoadedModel, base_model
 from persona_callbacks.vectors import Calibration
 
-JUDGE = {"offsets": [0.0] * 3, "scales": [1.0] * 3, "slope": 1.0, "intercept": 0.0, "auc": 0.9,
-         "calibration_error": 0.1}  # fmt: skip
+CALIBRATION = Calibration((0.0,) * 3, (1.0,) * 3, slope=1.0, intercept=0.0, auc=0.9, calibration_error=0.1)
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():
@@ -42,7 +41,7 @@ def test_refusals_and_unscored_are_kept_apart():
 
 def test_contrastive_judge_scores_with_the_base_model(tokenizer, tmp_path):
     module = ForeignModule(tiny_model(peft=True), tokenizer)
-    vector = replace(make_vector("loud"), judge=JUDGE)
+    vector = replace(make_vector("loud"), calibration=CALIBRATION)
     callback = TraitEvaluation([LOUD], [vector], every_n_steps=2, sampling=SHORT)
     fit(module, [callback, PreventativeSteering([vector], 0.5)], tmp_path, logger=CSVLogger(tmp_path, "log"))
     assert [one.step for one in callback.evaluations] == [0, 2, 4, 6]
@@ -50,7 +49,7 @@ def test_contrastive_judge_scores_with_the_base_model(tokenizer, tmp_path):
     answers = answer_questions(LoadedModel(module.lm, tokenizer), LOUD.evaluation_questions, SHORT)
     assert [row[3] for row in callback.rows[-3:]] == [answer.response for answer in answers]
     with base_model(module.lm):
-        scores = ContrastiveJudge(loaded, LOUD, Calibration.from_mapping(JUDGE)).score(answers)
+        scores = ContrastiveJudge(loaded, LOUD, CALIBRATION).score(answers)
     assert callback.evaluations[-1].expression == expression(scores)
     (log,) = tmp_path.glob("log/*/metrics.csv")
     logged = [row for row in csv.DictReader(log.open()) if row.get("persona/loud/expression")]
@@ -112,6 +111,6 @@ def test_mistakes(tokenizer, tmp_path):
         TraitEvaluation([])
     with pytest.raises(MisconfigurationException, match="every_n_steps must be at least 1"):
         TraitEvaluation([LOUD], judges={"loud": LengthJudge()}, every_n_steps=0)
-    callback = TraitEvaluation([LOUD], [replace(make_vector("loud"), judge=JUDGE)], sampling=SHORT)
+    callback = TraitEvaluation([LOUD], [replace(make_vector("loud"), calibration=CALIBRATION)], sampling=SHORT)
     with pytest.raises(MisconfigurationException, match="no adapter that could be disabled"):
         fit(ForeignModule(tiny_model(), tokenizer), [callback], tmp_path)

@@ -8,7 +8,7 @@ import torch
 from builders import make_vector
 
 from persona_callbacks import InputError
-from persona_callbacks.vectors import add, basis, cosine_table, negate, orthogonalise
+from persona_callbacks.vectors import Calibration, Counts, Evidence, add, basis, cosine_table, negate, orthogonalise
 
 A, B, C = (make_vector(trait, seed=layer, layer=layer) for trait, layer in (("a", 1), ("b", 2), ("c", 4)))
 
@@ -31,8 +31,17 @@ def test_sums_and_opposites():
     opposite = negate(A)
     assert opposite.trait == "not_a"
     assert torch.equal(add([A, opposite], [1.0, 1.0], "nothing").directions, torch.zeros(5, 32))
-    measured = replace(A, counts={"trait": 9}, statistics={"auc": [1.0]}, judge={"auc": 1.0})
-    assert (negate(measured).counts, negate(measured).statistics, negate(measured).judge) == ({}, {}, {})
+    measured = replace(
+        A,
+        counts=Counts(9, 9),
+        evidence=Evidence(auc=(1.0,)),
+        calibration=Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0),
+    )
+    assert (negate(measured).counts, negate(measured).evidence, negate(measured).calibration) == (
+        None,
+        Evidence(),
+        None,
+    )
     with pytest.raises(InputError, match="one for each of 2 vectors, found 1"):
         add([A, B], [1.0], "both")
     normed = replace(B, last_row_normed=True)
