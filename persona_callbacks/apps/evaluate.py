@@ -40,7 +40,7 @@ from persona_callbacks.evaluation import (
 )
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import append_lines, atomic_write
-from persona_callbacks.judging import ContrastiveJudge, Expression, Judge, answer_questions, expression, judge_calmly
+from persona_callbacks.judging import ContrastiveJudge, Expression, Judge, answer_questions, scores_or_error
 from persona_callbacks.model import (
     LoadedModel,
     ModelSource,
@@ -184,13 +184,13 @@ def _evaluate(
     for trait, vector in zip(traits, vectors, strict=True):
         questions = trait.evaluation_questions[: cfg.evaluation.callback.questions]
         answers = answer_questions(model, questions, sampling)
-        scores, error = judge_calmly(judges[trait.name], answers)
+        scores, error = scores_or_error(judges[trait.name], answers)
         if error is not None:
             warnings.warn(
                 f"the judge of {trait.name!r} failed, its answers have no score: {type(error).__name__}: {error}",
                 stacklevel=1,
             )
-        expressions[trait.name] = expression(scores)
+        expressions[trait.name] = Expression.of(scores)
         rows += [
             {"trait": trait.name, "question": answer.question, "answer": answer.response, **asdict(score)}
             for answer, score in zip(answers, scores, strict=True)

@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from persona_callbacks.apps.start import (
     whole_configuration,
 )
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
-from persona_callbacks.callbacks.trait_evaluation import COLUMNS
 from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
@@ -194,7 +193,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         readings = tuple(monitor.readings)
         evaluations = tuple(evaluation.evaluations) if evaluation is not None else ()
         if evaluation is not None:
-            write_json(folder / "judged.json", [dict(zip(COLUMNS, row, strict=True)) for row in evaluation.rows])
+            write_json(folder / "judged.json", [asdict(row) for row in evaluation.rows])
         loss = module.last_epoch_loss
         result = RunResult(name, loss, readings, coefficients, tuple(answers), seconds, evaluations)
         result.save(result_file)

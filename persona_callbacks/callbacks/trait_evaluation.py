@@ -1,7 +1,7 @@
 """The callback that measures trait expression: what the model says, not where its activations lie."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,18 +18,17 @@ from persona_callbacks.judging import (
     ContrastiveJudge,
     Expression,
     Judge,
+    JudgedAnswer,
     Score,
     answer_questions,
-    expression,
-    judge_calmly,
+    scores_or_error,
 )
 from persona_callbacks.model import LoadedModel, Sampling, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
-COLUMNS = ("step", "trait", "question", "answer", "score")
-"""What :attr:`TraitEvaluation.rows` hold."""
+_COLUMNS = [field.name for field in fields(JudgedAnswer)]
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ class TraitEvaluation(Callback):
 
     Before step 1, every ``every_n_steps`` optimizer steps if that is set, and at the end, each trait's evaluation
     questions are answered by the model as it is; ``persona/{trait}/expression`` with ``.../expression_low`` and
-    ``_high`` (95 % interval) and ``persona/{trait}/unscored`` are logged, and a table of question, answer, score and
-    step goes to loggers that have tables. With several processes, each answers its share of the questions.
+    ``_high`` (95 % interval) and ``persona/{trait}/unscored`` are logged, and a table of the answers (the fields of
+    :class:`~persona_callbacks.judging.JudgedAnswer`) goes to loggers that have tables. With several processes, each
+    answers its share of the questions.
 
     A judge that fails never stops the run: its answers count as unscored, with a warning.
 
@@ -64,7 +64,7 @@ class TraitEvaluation(Callback):
 
     Attributes:
         evaluations: all so far, oldest first.
-        rows: ``COLUMNS`` of every answer so far.
+        rows: every answer so far, with its score.
     """
 
     def __init__(
@@ -102,19 +102,23 @@ class TraitEvaluation(Callback):
         self.sampling = sampling or Sampling(max_new_tokens=64, temperature=0.0)
         self.tokenizer = tokenizer
         self.evaluations: list[Evaluation] = []
-        self.rows: list[list[Any]] = []
+        self.rows: list[JudgedAnswer] = []
         self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
         """All evaluations and answers so far."""
-        return {"evaluations": [asdict(one) for one in self.evaluations], "rows": [list(row) for row in self.rows]}
+        return {"evaluations": [asdict(one) for one in self.evaluations], "rows": [asdict(row) for row in self.rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore evaluations and answers."""
         self.evaluations = [
             Evaluation(one["step"], one["trait"], Expression(**one["expression"])) for one in state_dict["evaluations"]
         ]
-        self.rows = [list(row) for row in state_dict["rows"]]
+        # Checkpoints of older versions hold the values alone, in the order of the first columns.
+        self.rows = [
+            JudgedAnswer.from_row(row if isinstance(row, dict) else dict(zip(_COLUMNS, row, strict=False)))
+            for row in state_dict["rows"]
+        ]
         self._resumed = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,19 +178,16 @@ class TraitEvaluation(Callback):
             questions = trait.evaluation_questions[: self.questions]
             share = questions[trainer.global_rank :: trainer.world_size]
             answers = answer_questions(self._loaded, share, self.sampling)
-            scores, error = judge_calmly(self._used[trait.name], answers)
+            scores, error = scores_or_error(self._used[trait.name], answers)
             if error is not None:
                 rank_zero_warn(
                     f"TraitEvaluation: the judge of {trait.name!r} failed, its answers have no score:"
                     f" {type(error).__name__}: {error}"
                 )
             judged = _from_all_processes(trainer, list(zip(answers, scores, strict=True)))
-            found = expression([score for _, score in judged])
+            found = Expression.of([score for _, score in judged])
             self.evaluations.append(Evaluation(trainer.global_step, trait.name, found))
-            self.rows += [
-                [trainer.global_step, trait.name, answer.question, answer.response, _shown(score)]
-                for answer, score in judged
-            ]
+            self.rows += [JudgedAnswer.of(trainer.global_step, trait.name, *pair) for pair in judged]
             values = {metrics.unscored(trait.name): float(found.unscored)}
             if found.scored:
                 names = metrics.with_interval(metrics.expression(trait.name))
@@ -194,17 +195,11 @@ class TraitEvaluation(Callback):
             metrics.log(trainer, values)
 
     def _table(self, trainer: Trainer) -> None:
-        metrics.log_table(trainer, metrics.EXPRESSION_TABLE, list(COLUMNS), self.rows)
+        metrics.log_table(trainer, metrics.EXPRESSION_TABLE, _COLUMNS, [astuple(row) for row in self.rows])
 
 
 def _has_adapter(model: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
-
-
-def _shown(score: Score) -> float | str:
-    if score.expression is not None:
-        return round(score.expression, 1)
-    return "refusal" if score.refusal else "unscored"
 
 
 def _from_all_processes(trainer: Trainer, own: list[tuple[Answer, Score]]) -> list[tuple[Answer, Score]]:

@@ -194,10 +194,10 @@ def _questions(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[dict[st
 
 
 def _answer(answer: JudgedAnswer, run: int | None, name: str, colour: str, mark: str) -> dict[str, Any]:
-    number = answer.score if isinstance(answer.score, float | int) else None
+    number = answer.score
     level = "" if number is None else "low" if number < 34 else "middle" if number < 67 else "high"
     text = answer.answer if len(answer.answer) <= _LONGEST else f"{answer.answer[:_LONGEST]} …"
-    shown = str(answer.score) if number is None else f"{number:.0f}"
+    shown = answer.verdict if number is None else f"{number:.0f}"
     return {
         "run": run, "name": name, "colour": colour, "mark": mark, "number": number, "score": shown, "level": level,
         "text": text,
