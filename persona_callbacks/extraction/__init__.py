@@ -6,7 +6,6 @@ Imports `judging`, `model` and what lies below them.
 from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.extraction import (
     Extraction,
-    ExtractionSettings,
     extract,
     load_extraction,
     persona_vector,
@@ -20,10 +19,12 @@ from persona_callbacks.extraction.layer_choice import (
     steering_effect,
 )
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
+from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 
 __all__ = [
     "Contrast",
     "Extraction",
+    "ExtractionJob",
     "ExtractionSettings",
     "Judged",
     "Response",

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
+from persona_callbacks.extraction.settings import ExtractionJob
 from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibrate, likelihoods
-from persona_callbacks.model import Generator, LoadedModel, Sampling
+from persona_callbacks.model import Generator
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import Calibration, Counts
@@ -86,67 +86,54 @@ class Judged:
             yield {**asdict(response), **asdict(score), "kept": index in kept}
 
 
-def generate_responses(
-    loaded: LoadedModel,
-    generator: Generator,
-    trait: Trait,
-    questions: Sequence[str],
-    rollouts: int,
-    sampling: Sampling,
-    file: Path,
-    console: Console,
-) -> list[Response]:
-    """Every instruction with every question; what ``file`` does not hold yet is generated, each finished batch appended
-    to it.
+def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> list[Response]:
+    """Answer every extraction question under every instruction.
+
+    What ``file`` does not hold yet is generated; each finished batch is appended to it.
     """
+    trait, settings = job.trait, job.settings
+    questions = trait.extraction_questions[: settings.questions]
     planned = [
         Response(shows_trait, number, instruction, question_number, question)
         for number, pair in enumerate(trait.instructions)
         for shows_trait, instruction in ((True, pair.trait), (False, pair.opposite))
         for question_number, question in enumerate(questions)
-        for _ in range(rollouts)
+        for _ in range(settings.rollouts)
     ]
     texts = {int(row["index"]): str(row["response"]) for row in recover_lines(file)}
     prompts = [response.prompt() for response in planned]
-    with progress_bar(console) as progress:
+    with progress_bar(job.console) as progress:
         task = progress.add_task(f"{trait.name}: generating", total=len(prompts), completed=len(texts))
-        for batch in generator.iterate(prompts, sampling, skip=frozenset(texts)):
+        for batch in generator.iterate(prompts, settings.sampling, skip=frozenset(texts)):
             append_lines(file, [{"index": index, "response": text} for index, text in batch])
             texts.update(batch)
             progress.update(task, completed=len(texts))
     return [replace(response, text=texts[index]) for index, response in enumerate(planned)]
 
 
-def judge_responses(
-    loaded: LoadedModel,
-    trait: Trait,
-    responses: Sequence[Response],
-    judge: Judge | None,
-    pairs: int,
-    file: Path,
-    console: Console,
-) -> Judged:
+def judge_responses(job: ExtractionJob, responses: Sequence[Response], judge: Judge | None, file: Path) -> Judged:
     """Score responses and keep those that show what they were asked to show, and make sense.
 
+    Without ``judge``, the contrastive judge scores by ``settings.judge_pairs`` instruction pairs; if that is 0, every
+    response that is not empty is kept.
+
     Args:
-        loaded: the model that made them.
-        trait: the trait.
+        job: its model made the responses.
         responses: the responses.
         judge: scores them in place of the contrastive judge.
-        pairs: by how many instruction pairs the contrastive judge scores; 0 keeps every response that is not empty.
         file: where the contrastive judge's finished work is kept.
-        console: where progress is shown.
 
     Raises:
         InputError: in one half of the questions, none has responses of both kinds left.
     """
+    trait, pairs = job.trait, job.settings.judge_pairs
     calibration = None
     if judge is not None:
-        with progress_bar(console) as progress:
+        with progress_bar(job.console) as progress:
             task = progress.add_task(f"{trait.name}: judging", total=len(responses))
             scores = judge.score(_answers(responses), lambda done: progress.advance(task, done))
     elif pairs:
-        likely = _likelihoods(loaded, trait, responses, pairs, file, console)
+        likely = _likelihoods(job, responses, file)
         try:
             shows, questions = kinds(responses)
             # What was asked for is known here, so the two kinds are told apart by the instructions alone; the judge of
@@ -208,22 +195,24 @@ def _check_kept(trait: Trait, responses: Sequence[Response], scores: Sequence[Sc
     )
 
 
-def _likelihoods(
-    loaded: LoadedModel, trait: Trait, responses: Sequence[Response], pairs: int, file: Path, console: Console
-) -> Likelihoods:
+def _likelihoods(job: ExtractionJob, responses: Sequence[Response], file: Path) -> Likelihoods:
     """Likelihoods of the responses; what ``file`` does not hold yet is computed and appended to it."""
-    found = {
+    known = {
         int(row["index"]): [math.nan if value is None else value for value in row["likelihoods"]]
         for row in recover_lines(file)
     }
     answers = _answers(responses)
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"{trait.name}: judging", total=len(answers), completed=len(found))
-        todo = [index for index in range(len(answers)) if index not in found]
+    with progress_bar(job.console) as progress:
+        task = progress.add_task(f"{job.trait.name}: judging", total=len(answers), completed=len(known))
+        todo = [index for index in range(len(answers)) if index not in known]
         for start in range(0, len(todo), _JUDGED_TOGETHER):
             indices = todo[start : start + _JUDGED_TOGETHER]
             part = likelihoods(
-                loaded, trait, [answers[i] for i in indices], pairs, lambda done: progress.advance(task, done)
+                job.loaded,
+                job.trait,
+                [answers[index] for index in indices],
+                job.settings.judge_pairs,
+                lambda done: progress.advance(task, done),
             )
             rows = dict(zip(indices, part.table.tolist(), strict=True))
             append_lines(
@@ -233,9 +222,9 @@ def _likelihoods(
                     for index, row in rows.items()
                 ],
             )
-            found.update(rows)
+            known.update(rows)
         progress.update(task, completed=len(answers))
-    return Likelihoods.from_table(torch.tensor([found[index] for index in range(len(answers))]))
+    return Likelihoods.from_table(torch.tensor([known[index] for index in range(len(answers))]))
 
 
 def _answers(responses: Sequence[Response]) -> list[Answer]:
