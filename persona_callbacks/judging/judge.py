@@ -109,7 +109,7 @@ class JudgedAnswer:
             raise InputError(f"judged answer: the key {missing[0]!r} is missing, found {', '.join(map(str, row))}")
         score = row["score"]
         number = float(score) if isinstance(score, int | float) and not isinstance(score, bool) else None
-        verdict = row.get("verdict") or ("scored" if number is not None else score or "unscored")
+        verdict: Any = row.get("verdict") or ("scored" if number is not None else score or "unscored")
         if verdict not in ("scored", "refusal", "unscored") or (verdict == "scored") != (number is not None):
             raise InputError(
                 f"judged answer: expected a number as score, or the verdict 'refusal' or 'unscored', found the score"

@@ -120,7 +120,8 @@ class Endpoint:
         if not getattr(answer, "choices", None):
             types = sdk.types.chat
             message = types.ChatCompletionMessage(role="assistant", content="")
-            return types.chat_completion.Choice(finish_reason="stop", index=0, message=message)
+            empty: Choice = types.chat_completion.Choice(finish_reason="stop", index=0, message=message)
+            return empty
         choice: Choice = answer.choices[0]
         return choice
 

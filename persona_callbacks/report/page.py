@@ -10,8 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
+from persona_callbacks.judging import JudgedAnswer
 from persona_callbacks.report import charts
-from persona_callbacks.report.runs import JudgedAnswer, Run
+from persona_callbacks.report.runs import Run
 from persona_callbacks.report.screenings import screening_sections
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
