@@ -1,6 +1,6 @@
 """From a trait to a persona vector: responses, the mean difference, the choice of a layer.
 
-Imports `judging`, `model` and what lies below them.
+Imports `judging`, `model` and the rooms below them.
 """
 
 from persona_callbacks.extraction.contrast import Contrast, Separation

@@ -36,7 +36,15 @@ class Separation:
 
 
 class Contrast:
-    """Accumulates activations of responses that show a trait and of responses that do not."""
+    """Accumulates activations of responses that show a trait and of responses that do not.
+
+    Example:
+        >>> shows, questions = torch.tensor([True, False] * 4), torch.arange(4).repeat_interleave(2)
+        >>> contrast = Contrast(shows, questions, positions=1, layers=2, hidden_size=3)
+        >>> contrast.add(range(8), shows.float()[:, None, None, None].expand(8, 1, 2, 3))
+        >>> contrast.directions(0).shape, contrast.directions(0)[1].tolist()
+        (torch.Size([2, 3]), [1.0, 1.0, 1.0])
+    """
 
     def __init__(self, shows: Tensor, questions: Tensor, positions: int, layers: int, hidden_size: int) -> None:
         """Expect responses of these kinds.
@@ -74,7 +82,10 @@ class Contrast:
         self._sample = torch.zeros(len(self._slot), positions, layers, hidden_size)
 
     def add(self, indices: Sequence[int], activations: Tensor) -> None:
-        """Take the activations of some responses: ``[len(indices), positions, layers, hidden_size]`` on the CPU."""
+        """Add the activations of the responses with these indices.
+
+        ``activations`` is ``[len(indices), positions, layers, hidden_size]``, on the CPU.
+        """
         self._sums.index_add_(0, self._group[list(indices)], activations.double())
         for row, index in enumerate(indices):
             if index in self._slot:

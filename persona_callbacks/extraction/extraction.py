@@ -52,13 +52,13 @@ _EFFECT_RESPONSES = 12
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an extraction made.
+    """The vectors that an extraction made, and the files beside them.
 
     Attributes:
         vectors: by position; all with the layer chosen for ``settings.position``.
-        settings: what it was made with.
+        settings: how the vectors were extracted.
         responses: file of all responses and their scores, JSONL.
-        sweep: of a steering sweep, the answers at each layer; empty if none was made.
+        sweep: the answers of a steering sweep, layer by layer; empty if there was no sweep.
     """
 
     vectors: Mapping[Position, PersonaVector]
@@ -68,7 +68,7 @@ class Extraction:
 
     @property
     def vector(self) -> PersonaVector:
-        """The vector of the position asked for."""
+        """The vector of the position that the settings name."""
         return self.vectors[self.settings.position]
 
 
@@ -93,19 +93,19 @@ def extract(
 ) -> Extraction:
     """Extract a trait's persona vectors at all positions, or take them from the cache.
 
-    Generated responses and scores are kept as they are made, so that an interrupted extraction goes on where it
-    stopped.
+    Responses and scores are stored as they are made, so that an interrupted extraction continues where it stopped.
 
     Args:
         loaded: the model.
         trait: the trait.
-        settings: how.
+        settings: how the vectors are extracted.
         console: where progress is shown.
         generator: generates the responses; by default the model itself.
         judge: filters them in place of the contrastive judge; its scores are not cached.
 
     Raises:
-        InputError: no chat template, no usable response of a kind, or activations that are not finite.
+        InputError: the model has no chat template, too few responses of one kind are usable, or activations are not
+            finite.
     """
     job = ExtractionJob(loaded, trait, settings, console or Console(stderr=True))
     generator = generator or TransformersGenerator(loaded)
@@ -143,7 +143,7 @@ def extract(
 
 
 def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
-    """Read what :func:`extract` left in the cache."""
+    """Read the folder that :func:`extract` left in the cache."""
     return Extraction(
         {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
         settings,

@@ -28,7 +28,12 @@ _JUDGED_TOGETHER = 200
 
 @dataclass(frozen=True)
 class Response:
-    """One contrastive response: what it was made under, and what was said.
+    """A contrastive response, with the instruction and the question that it answers.
+
+    Example:
+        >>> response = Response(True, 0, "Shout.", 3, "Who are you?", "ME!")
+        >>> [message["content"] for message in response.prompt()]
+        ['Shout.', 'Who are you?']
 
     Attributes:
         shows_trait: whether the instruction asked for the trait.
@@ -47,7 +52,7 @@ class Response:
     text: str = ""
 
     def prompt(self) -> list[Message]:
-        """What the response was generated from."""
+        """The messages that the response answers."""
         return [{"role": "system", "content": self.instruction}, {"role": "user", "content": self.question}]
 
 
@@ -56,10 +61,10 @@ class Judged:
     """Responses, what the judge says of them, and which are kept.
 
     Attributes:
-        responses: all of them.
-        scores: one for each.
-        kept: indices of those that count.
-        calibration: of the contrastive judge of answers, if it was the judge.
+        responses: all responses.
+        scores: the judge's score of each response.
+        kept: indices of the responses that are kept.
+        calibration: of the contrastive judge, if it scored the responses.
     """
 
     responses: tuple[Response, ...]
@@ -69,18 +74,18 @@ class Judged:
 
     @property
     def kept_responses(self) -> list[Response]:
-        """The responses that count."""
+        """The responses that are kept, in order."""
         return [self.responses[index] for index in self.kept]
 
     @property
     def counts(self) -> Counts:
-        """How many count of each kind, and how many were generated for each."""
+        """How many responses of each kind are kept, and how many were generated."""
         generated = Counter(response.shows_trait for response in self.responses)
         left = Counter(response.shows_trait for response in self.kept_responses)
         return Counts(left[True], left[False], generated[True], generated[False])
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a response, for a file."""
+        """For each response, the row of a file."""
         kept = set(self.kept)
         for index, (response, score) in enumerate(zip(self.responses, self.scores, strict=True)):
             yield {**asdict(response), **asdict(score), "kept": index in kept}

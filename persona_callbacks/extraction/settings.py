@@ -1,4 +1,4 @@
-"""How an extraction is made, and what it is made of."""
+"""The settings of an extraction, and what all of its stages need."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ class ExtractionSettings:
 
     Attributes:
         rollouts: responses per instruction and question.
-        questions: how many of the trait's extraction questions to use; all by default.
+        questions: number of the trait's extraction questions to use; all by default.
         sampling: how responses are generated.
         position: where the activations of the main vector are read; the others are extracted in the same pass.
         layer_choice: by which evidence the layer is chosen; see :mod:`persona_callbacks.extraction.layer_choice`.

@@ -1,6 +1,6 @@
 """How much a response shows a trait: judges, their calibration, and trait expression.
 
-Imports `model`, `traits` and what lies below them.
+Imports `model`, `traits` and the rooms below them.
 """
 
 from persona_callbacks.judging.cached import CachedJudge

@@ -33,6 +33,12 @@ _LOOP = 5
 class Likelihoods:
     """Mean log-probability per token of answers under instructions, in nats.
 
+    Example:
+        >>> import torch
+        >>> likely = Likelihoods(torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.tensor([[-2.0, -4.0]]))
+        >>> likely.ratios.item(), likely.margins.item()
+        (2.0, 1.0)
+
     Attributes:
         trait: ``[answers, instruction pairs]`` float32, under the pairs' trait instructions; NaN where a pair was not
             used, and for empty responses.
@@ -46,18 +52,18 @@ class Likelihoods:
 
     @property
     def ratios(self) -> Tensor:
-        """``[answers, instruction pairs]``: trait instruction less its opposite."""
+        """``[answers, instruction pairs]``: under the trait instruction minus under its opposite."""
         return self.trait - self.opposite
 
     @property
     def margins(self) -> Tensor:
-        """``[answers, 1]``: trait instructions less the best explanation without the trait."""
+        """``[answers, 1]``: under the trait instructions minus under the best explanation without the trait."""
         others = torch.cat([self.opposite.nanmean(dim=1, keepdim=True), self.controls], dim=1)
         return (self.trait.nanmean(dim=1) - others.amax(dim=1))[:, None]
 
     @property
     def table(self) -> Tensor:
-        """All in one: ``[answers, 2 · instruction pairs + controls]``."""
+        """All columns side by side: ``[answers, 2 · instruction pairs + controls]``."""
         return torch.cat([self.trait, self.opposite, self.controls], dim=1)
 
     @classmethod

@@ -14,6 +14,12 @@ from persona_callbacks.errors import InputError
 class Calibration:
     """What maps ratios or margins of log-likelihoods to 0–100 for one model and trait.
 
+    Example:
+        >>> import torch
+        >>> calibration = Calibration((0.0,), (0.5,), slope=2.0, intercept=0.0, auc=0.9, calibration_error=0.1)
+        >>> calibration.expressions(torch.tensor([[0.0], [1.0]])).round().tolist()
+        [50.0, 98.0]
+
     Attributes:
         offsets: by column, the mean over contrastive responses, in nats per token.
         scales: by column, their standard deviation.

@@ -55,6 +55,10 @@ class Counts:
 class SweepPoint:
     """What steering at one layer did to the model's answers.
 
+    Example:
+        >>> SweepPoint(layer=12, expression=63.0, coherence=88.0).layer
+        12
+
     Attributes:
         layer: where the direction was added.
         expression: mean trait expression of the answers, 0 to 100; NaN if no answer could be scored.

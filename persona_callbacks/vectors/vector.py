@@ -41,6 +41,7 @@ class PersonaVector:
     """A trait's direction at every layer of one model (Chen et al. 2025, section 2.2).
 
     Example:
+        >>> import torch
         >>> vector = PersonaVector("evil", torch.ones(5, 16), layer=2, model_id="org/model")
         >>> vector.num_layers, vector.hidden_size
         (4, 16)
