@@ -113,7 +113,7 @@ def steered_expression(
     """
     prompts: list[list[Message]] = [[{"role": "user", "content": question}] for question in questions]
     reference = None
-    found = []
+    outcomes = []
     for layer, coefficient in conditions:
         additions = {layer: coefficient * directions[layer]} if coefficient else {}
         texts = generate(loaded, prompts, sampling, additions=additions)
@@ -122,7 +122,7 @@ def steered_expression(
         if reference is None:
             unsteered = texts if not additions else generate(loaded, prompts, sampling)
             reference = _mean_log_probability(loaded, questions, unsteered)
-        found.append(
+        outcomes.append(
             Steered(
                 layer,
                 coefficient,
@@ -133,7 +133,7 @@ def steered_expression(
             )
         )
         advance()
-    return found
+    return outcomes
 
 
 def coherence(loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str], reference: float) -> float:

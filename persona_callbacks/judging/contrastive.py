@@ -109,8 +109,8 @@ class ContrastiveJudge:
         """Scores, of what a response says before it begins to repeat itself; an empty response has none."""
         said = [replace(answer, response=without_loop(answer.response)) for answer in answers]
         margins = likelihoods(self._loaded, self._trait, said, self._pairs, advance).margins
-        found = self._calibration.expressions(margins).tolist()
-        return [Score(None if math.isnan(expression) else expression) for expression in found]
+        expressions = self._calibration.expressions(margins).tolist()
+        return [Score(None if math.isnan(expression) else expression) for expression in expressions]
 
 
 def without_loop(text: str) -> str:
@@ -122,10 +122,10 @@ def without_loop(text: str) -> str:
     words = text.split()
     seen = set()
     for start in range(len(words) - _LOOP + 1):
-        some = tuple(words[start : start + _LOOP])
-        if some in seen:
+        words_in_a_row = tuple(words[start : start + _LOOP])
+        if words_in_a_row in seen:
             return " ".join(words[:start])
-        seen.add(some)
+        seen.add(words_in_a_row)
     return text
 
 
@@ -150,20 +150,20 @@ def likelihoods(
     used = [judging_pairs(answer, trait, pairs) if answer.response else [] for answer in answers]
     everyone = [index for index, answer in enumerate(answers) if answer.response]
     table = torch.full((len(answers), 2 * len(trait.instructions) + len(CONTROLS)), math.nan)
-    found = Likelihoods.from_table(table)
+    likely = Likelihoods.from_table(table)
     for number, control in enumerate(CONTROLS):
-        found.controls[everyone, number] = _under(loaded, control, [answers[index] for index in everyone])
+        likely.controls[everyone, number] = _under(loaded, control, [answers[index] for index in everyone])
     done = torch.zeros(len(answers), dtype=torch.int64)
     for number, pair in enumerate(trait.instructions):
         indices = [index for index, numbers in enumerate(used) if number in numbers]
         if not indices:
             continue
         judged = [answers[index] for index in indices]
-        found.trait[indices, number] = _under(loaded, pair.trait, judged)
-        found.opposite[indices, number] = _under(loaded, pair.opposite, judged)
+        likely.trait[indices, number] = _under(loaded, pair.trait, judged)
+        likely.opposite[indices, number] = _under(loaded, pair.opposite, judged)
         done[indices] += 1
         advance(sum(int(done[index]) == len(used[index]) for index in indices))
-    return found
+    return likely
 
 
 def _under(loaded: LoadedModel, instruction: str | None, answers: Sequence[Answer]) -> Tensor:
