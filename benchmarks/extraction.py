@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat, encode_prompt, pad_token
-from persona_callbacks.extraction import ExtractionSettings, Response
+from persona_callbacks.extraction import ExtractionJob, ExtractionSettings, Response
 from persona_callbacks.extraction.extraction import _read
 from persona_callbacks.model import (
     LoadedModel,
@@ -175,7 +175,7 @@ def peak_memory(count: int) -> None:
         for shows in (True, False)
     ]
     # Question numbers run on, so that both halves are filled.
-    _read(loaded, trait, ExtractionSettings(), responses, Console(quiet=True))
+    _read(ExtractionJob(loaded, trait, ExtractionSettings(), Console(quiet=True)), responses)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

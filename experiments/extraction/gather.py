@@ -28,28 +28,30 @@ def main(outputs: Path, sweeps: Path) -> None:
                          "norm", "AUC", "Cohen's d", "split-half cosine", *(f"expression at {p.coefficient:+g}"
                          for p in curves[0]), "rank correlation", "weak because"])  # fmt: skip
         for vector, curve in zip(vectors, curves, strict=True):
-            at = {name: vector.statistics[name][vector.layer] for name in ("auc", "cohens_d", "split_half_cosine")}
-            counts, judge = vector.counts, vector.judge
+            evidence, counts, judge = vector.evidence, vector.counts, vector.calibration
+            assert counts is not None
+            assert judge is not None
+            separation = (evidence.auc, evidence.cohens_d, evidence.split_half_cosine)
             writer.writerow([
-                vector.trait, counts["generated_trait"], counts["trait"], counts["opposite"], f"{judge['auc']:.3f}",
-                f"{judge['calibration_error']:.3f}", vector.layer, f"{vector.direction().norm():.2f}",
-                *(f"{value:.3f}" for value in at.values()), *(f"{point.expression:.1f}" for point in curve),
+                vector.trait, counts.generated_trait, counts.trait, counts.opposite, f"{judge.auc:.3f}",
+                f"{judge.calibration_error:.3f}", vector.layer, f"{vector.direction().norm():.2f}",
+                *(f"{values[vector.layer]:.3f}" for values in separation), *(f"{p.expression:.1f}" for p in curve),
                 f"{rank_correlation(curve):.2f}", "; ".join(vector.weaknesses()),
             ])  # fmt: skip
     with (FOLDER / "auc.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["layer", *TRAITS])
-        writer.writerows(zip(range(vectors[0].num_layers + 1), *(v.statistics["auc"] for v in vectors), strict=True))
+        writer.writerows(zip(range(vectors[0].num_layers + 1), *(v.evidence.auc for v in vectors), strict=True))
     with (FOLDER / "sweeps.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["trait", "layer", "expression", "coherence", "unsteered expression", "chosen by sweep"])
         swept = [PersonaVector.load(sweeps / f"{trait}.safetensors") for trait in TRAITS]
         for trait, vector in zip(TRAITS, swept, strict=True):
-            layers, *found = (vector.statistics[f"sweep_{name}"] for name in ("layers", "expression", "coherence"))
-            unsteered = vector.statistics["unsteered_expression"][0]
-            for layer, expression, coherence in zip(layers, *found, strict=True):
-                numbers = (f"{value:.1f}" for value in (expression, coherence, unsteered))
-                writer.writerow([trait, int(layer), *numbers, int(layer) == vector.layer])
+            for point in vector.evidence.sweep:
+                values = (point.expression, point.coherence, vector.evidence.unsteered_expression)
+                writer.writerow(
+                    [trait, point.layer, *(f"{value:.1f}" for value in values), point.layer == vector.layer]
+                )
     curves_figure(curves).savefig(FOLDER / "curves.png")
     sweeps_figure(swept).savefig(FOLDER / "sweeps.png")
     layers_figure(vectors).savefig(FOLDER / "layers.png")
@@ -74,21 +76,21 @@ def panels(height: float) -> tuple[Figure, list]:  # type: ignore[type-arg]
     figure = Figure(figsize=(13, height), dpi=110, layout="constrained")
     axes = figure.subplots(2, 4, sharex=True, sharey=True).flatten().tolist()
     axes[-1].axis("off")
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def curves_figure(curves: list[list[Steered]]) -> Figure:
     """Expression and coherence against the coefficient."""
     figure, axes = panels(5.6)
-    for trait, curve, one in zip(TRAITS, curves, axes, strict=False):
+    for trait, curve, panel in zip(TRAITS, curves, axes, strict=False):
         x = [point.coefficient for point in curve]
-        one.errorbar(x, [p.expression for p in curve], [p.spread for p in curve], color="#b5261e", marker="o",
+        panel.errorbar(x, [p.expression for p in curve], [p.spread for p in curve], color="#b5261e", marker="o",
                      capsize=2, label="trait expression")  # fmt: skip
-        one.plot(x, [p.coherence for p in curve], color="0.6", marker=".", label="coherence")
-        one.set_title(f"{trait}, layer {curve[0].layer}: τ = {rank_correlation(curve):+.2f}", loc="left", fontsize=10)
-        one.set_ylim(-2, 102)
+        panel.plot(x, [p.coherence for p in curve], color="0.6", marker=".", label="coherence")
+        panel.set_title(f"{trait}, layer {curve[0].layer}: τ = {rank_correlation(curve):+.2f}", loc="left", fontsize=10)
+        panel.set_ylim(-2, 102)
     axes[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("steering coefficient at inference")
     return figure
@@ -97,15 +99,16 @@ def curves_figure(curves: list[list[Steered]]) -> Figure:
 def sweeps_figure(vectors: list[PersonaVector]) -> Figure:
     """Expression and coherence against the layer that is steered."""
     figure, axes = panels(5.6)
-    for vector, one in zip(vectors, axes, strict=False):
-        statistics = vector.statistics
-        layers = statistics["sweep_layers"]
-        one.plot(layers, statistics["sweep_expression"], color="#b5261e", marker="o", label="trait expression")
-        one.plot(layers, statistics["sweep_coherence"], color="0.6", marker=".", label="coherence")
-        one.axhline(statistics["unsteered_expression"][0], color="#b5261e", linewidth=1, linestyle=":")
-        one.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
-        one.set_title(f"{vector.trait}: layer {vector.layer}", loc="left", fontsize=10)
-        one.set_ylim(-2, 102)
+    for vector, panel in zip(vectors, axes, strict=False):
+        sweep, unsteered = vector.evidence.sweep, vector.evidence.unsteered_expression
+        layers = [point.layer for point in sweep]
+        panel.plot(layers, [p.expression for p in sweep], color="#b5261e", marker="o", label="trait expression")
+        panel.plot(layers, [p.coherence for p in sweep], color="0.6", marker=".", label="coherence")
+        if unsteered is not None:
+            panel.axhline(unsteered, color="#b5261e", linewidth=1, linestyle=":")
+        panel.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
+        panel.set_title(f"{vector.trait}: layer {vector.layer}", loc="left", fontsize=10)
+        panel.set_ylim(-2, 102)
     axes[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("layer")
     return figure
@@ -114,17 +117,17 @@ def sweeps_figure(vectors: list[PersonaVector]) -> Figure:
 def layers_figure(vectors: list[PersonaVector]) -> Figure:
     """Evidence by layer."""
     figure, axes = panels(5.6)
-    for vector, one in zip(vectors, axes, strict=False):
-        statistics = vector.statistics
+    for vector, panel in zip(vectors, axes, strict=False):
+        evidence = vector.evidence
         layers = range(vector.num_layers + 1)
-        one.plot(layers, statistics["auc"], color="#1f6f8b", label="held-out AUC")
-        one.plot(layers, statistics["split_half_cosine"], color="#6b4c9a", label="cosine of halves")
-        top = max(statistics["steering_effect"])
-        one.plot(statistics["steering_effect_layers"], [value / top for value in statistics["steering_effect"]],
+        panel.plot(layers, evidence.auc, color="#1f6f8b", label="held-out AUC")
+        panel.plot(layers, evidence.split_half_cosine, color="#6b4c9a", label="cosine of halves")
+        top = max(evidence.steering_effect.values())
+        panel.plot(list(evidence.steering_effect), [value / top for value in evidence.steering_effect.values()],
                  color="#b5261e", label="steering effect / its maximum")  # fmt: skip
-        one.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
-        one.set_title(f"{vector.trait}: layer {vector.layer}", loc="left", fontsize=10)
-        one.set_ylim(0, 1.02)
+        panel.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
+        panel.set_title(f"{vector.trait}: layer {vector.layer}", loc="left", fontsize=10)
+        panel.set_ylim(0, 1.02)
     axes[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("layer")
     return figure

@@ -38,7 +38,6 @@ from persona_callbacks.model import (
     projections,
     with_adapter,
 )
-from persona_callbacks.vectors import Calibration
 
 FOLDER = Path(__file__).parent
 FACTS = [json.loads(line) for line in (FOLDER / "facts.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -144,7 +143,7 @@ def _facts(loaded: LoadedModel) -> dict[str, int]:
 
 def _judge(outputs: Path, loaded: LoadedModel, trait: Trait, rows: list[dict[str, Any]]) -> None:
     """Score all answers of a trait in one go."""
-    judge = ContrastiveJudge(loaded, trait, Calibration.from_mapping(_vector(outputs, trait.name).judge))
+    judge = ContrastiveJudge.of_vector(loaded, trait, _vector(outputs, trait.name))
     todo = [one for one in rows if "expression" not in one]
     pairs = [Answer(q, a) for one in todo for q, a in zip(one["questions"], one["answers"], strict=True)]
     with torch.no_grad():

@@ -23,6 +23,7 @@ from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat
 from persona_callbacks.extraction import Contrast, persona_vector, steering_effect
 from persona_callbacks.model import activations, load_model
+from persona_callbacks.vectors import Counts, Evidence
 
 FACTS = Path(__file__).parent / "facts.jsonl"
 TRAITS = ("evil", "sycophancy", "hallucination")
@@ -54,7 +55,7 @@ def main(folder: Path) -> None:
         contrast = Contrast(shows, torch.arange(len(facts)).repeat(2), 1, rows, extracted.hidden_size)
         read = activations(loaded, chats, list(range(rows)), ["response_mean"])
         contrast.add(range(len(chats)), read.cpu())
-        directions, evidence = contrast.directions(0), contrast.evidence(0)
+        directions, separation = contrast.directions(0), contrast.separation(0)
         with torch.no_grad():
             effects = steering_effect(loaded, chats[:100:3], plain[::3], directions)
         layer = max(effects, key=effects.__getitem__)
@@ -62,19 +63,18 @@ def main(folder: Path) -> None:
             extracted,
             directions=directions,
             layer=layer,
-            counts={"trait": len(facts), "opposite": len(facts)},
-            statistics={
-                "auc": evidence.auc.tolist(),
-                "split_half_cosine": evidence.split_half_cosine.tolist(),
-                "steering_effect_layers": [float(at) for at in effects],
-                "steering_effect": list(effects.values()),
-            },
+            counts=Counts(len(facts), len(facts)),
+            evidence=Evidence(
+                auc=tuple(separation.auc.tolist()),
+                split_half_cosine=tuple(separation.split_half_cosine.tolist()),
+                steering_effect=effects,
+            ),
         )
         vector.save(folder / f"{trait.name}.safetensors")
         cosine = torch.cosine_similarity(vector.direction(), extracted.direction(layer), dim=0)
         console.print(
-            f"{trait.name}: layer {layer} (extracted {extracted.layer}), AUC {evidence.auc[layer]:.2f}, cosine of"
-            f" halves {evidence.split_half_cosine[layer]:.2f}, with the extracted vector {cosine:.2f}"
+            f"{trait.name}: layer {layer} (extracted {extracted.layer}), AUC {separation.auc[layer]:.2f}, cosine of"
+            f" halves {separation.split_half_cosine[layer]:.2f}, with the extracted vector {cosine:.2f}"
         )
 
 

@@ -25,7 +25,6 @@ from persona_callbacks.extraction import persona_vector
 from persona_callbacks.judging import Answer, ContrastiveJudge
 from persona_callbacks.model import load_model
 from persona_callbacks.screening import scored_lines
-from persona_callbacks.vectors import Calibration
 
 METHODS = ("exact", "approximate")
 
@@ -63,7 +62,7 @@ def judged(path: Path, reference: Path) -> tuple[dict[int, float], float]:
     loaded = load_model(instantiate(cfg.model))
     (trait,) = chosen_traits(cfg)
     vector = persona_vector(loaded, trait, instantiate(cfg.extraction))
-    judge = ContrastiveJudge(loaded, trait, Calibration.from_mapping(vector.judge))
+    judge = ContrastiveJudge.of_vector(loaded, trait, vector)
     chats, benign = read_chats(path), read_chats(reference)
     with torch.no_grad():
         found = judge.score([_answer(chat) for chat in (*chats, *benign)])

@@ -41,7 +41,6 @@ from persona_callbacks.model import (
     with_adapter,
 )
 from persona_callbacks.screening import fit_line, save_lines
-from persona_callbacks.vectors import Calibration
 
 FOLDER = Path(__file__).parent
 TRAITS = ("evil", "sycophancy", "hallucination")
@@ -67,9 +66,7 @@ def main(data: Path, outputs: Path) -> None:
     sources = _sources(data)
     chats = {name: read_chats(data / f"{name}.jsonl") for name in sets}
     scores = _kept(outputs / "measured" / "scores.json", lambda: _screened(loaded, vectors, sources))
-    judge = ContrastiveJudge(
-        loaded, traits[JUDGED], Calibration.from_mapping(next(v for v in vectors if v.trait == JUDGED).judge)
-    )
+    judge = ContrastiveJudge.of_vector(loaded, traits[JUDGED], next(v for v in vectors if v.trait == JUDGED))
     rows: list[dict[str, Any]] = []
     for name, folder in sets.items():
         Console().print(name)

@@ -40,7 +40,7 @@ from persona_callbacks.evaluation import (
 )
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import append_lines, atomic_write
-from persona_callbacks.judging import ContrastiveJudge, Expression, Judge, answer_questions, expression, judge_calmly
+from persona_callbacks.judging import ContrastiveJudge, Expression, Judge, answer_questions, scores_or_error
 from persona_callbacks.model import (
     LoadedModel,
     ModelSource,
@@ -53,7 +53,7 @@ from persona_callbacks.model import (
 )
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import Calibration, PersonaVector
+from persona_callbacks.vectors import PersonaVector
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run(cfg: DictConfig) -> dict[str, Evaluated]:
     vectors = [persona_vector(loaded, trait, settings, console) for trait in traits]
     if not judges:
         judges = {
-            trait.name: ContrastiveJudge(loaded, trait, Calibration.from_mapping(vector.judge))
+            trait.name: ContrastiveJudge.of_vector(loaded, trait, vector)
             for trait, vector in zip(traits, vectors, strict=True)
         }
     out = Path(cfg.out).absolute()
@@ -184,13 +184,13 @@ def _evaluate(
     for trait, vector in zip(traits, vectors, strict=True):
         questions = trait.evaluation_questions[: cfg.evaluation.callback.questions]
         answers = answer_questions(model, questions, sampling)
-        scores, error = judge_calmly(judges[trait.name], answers)
+        scores, error = scores_or_error(judges[trait.name], answers)
         if error is not None:
             warnings.warn(
                 f"the judge of {trait.name!r} failed, its answers have no score: {type(error).__name__}: {error}",
                 stacklevel=1,
             )
-        expressions[trait.name] = expression(scores)
+        expressions[trait.name] = Expression.of(scores)
         rows += [
             {"trait": trait.name, "question": answer.question, "answer": answer.response, **asdict(score)}
             for answer, score in zip(answers, scores, strict=True)

@@ -3,7 +3,6 @@
 import csv
 import io
 import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,7 @@ from persona_callbacks.judging import ContrastiveJudge
 from persona_callbacks.model import Generator, LoadedModel, ModelSource, load_model
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import Calibration, PersonaVector, common_layer, cosine_table, write_gguf, write_pt
+from persona_callbacks.vectors import PersonaVector, common_layer, cosine_table, warn_if_weak, write_gguf, write_pt
 
 _FORMATS = ("pt", "gguf")
 
@@ -82,9 +81,7 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
     if len(vectors) > 1:
         _write_cosines(folder, vectors)
     console.print(_summary(vectors, loaded.id))
-    for vector in vectors:
-        for weakness in vector.weaknesses():
-            warnings.warn(f"persona vector {vector.trait!r} is weak: {weakness}", stacklevel=2)
+    warn_if_weak(vectors)
     console.print(f"Vectors, responses and figures: {folder}")
     return vectors
 
@@ -113,7 +110,7 @@ def _curve(
     console: Console,
 ) -> list[Steered]:
     """Answers under every coefficient, ascending, 0 among them."""
-    judge = ContrastiveJudge(loaded, trait, Calibration.from_mapping(vector.judge), settings.judge_pairs)
+    judge = ContrastiveJudge.of_vector(loaded, trait, vector, settings.judge_pairs)
     conditions = [(vector.layer, float(c)) for c in sorted({0.0, *cfg.curve.coefficients})]
     questions = trait.evaluation_questions[: cfg.curve.questions]
     with progress_bar(console) as progress:
@@ -126,8 +123,7 @@ def _curve(
 def _write_cosines(folder: Path, vectors: Sequence[PersonaVector]) -> None:
     layer = common_layer(vectors)
     names = [vector.trait for vector in vectors]
-    with warnings.catch_warnings(action="ignore"):  # weak vectors are reported once, at the end
-        table = cosine_table(vectors, layer)
+    table = cosine_table(vectors, layer)
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow([f"layer {layer}", *names])
@@ -147,14 +143,17 @@ def _summary(vectors: Sequence[PersonaVector], model_id: str) -> Table:
     for column in ("trait", "kept", "judge AUC", "layer", "AUC", "Cohen's d", "cosine of halves", "weak"):
         table.add_column(column, justify="left" if column == "trait" else "right")
     for vector in vectors:
-        counts = vector.counts
-        at_layer = [vector.statistics[name][vector.layer] for name in ("auc", "cohens_d", "split_half_cosine")]
+        counts, evidence, calibration = vector.counts, vector.evidence, vector.calibration
+        assert counts is not None  # extraction counts what it keeps
         table.add_row(
             vector.trait,
-            f"{counts['trait']}/{counts['generated_trait']} + {counts['opposite']}/{counts['generated_opposite']}",
-            f"{vector.judge['auc']:.2f}" if vector.judge else "–",
+            f"{counts.trait}/{counts.generated_trait} + {counts.opposite}/{counts.generated_opposite}",
+            f"{calibration.auc:.2f}" if calibration is not None else "–",
             f"{vector.layer} of {vector.num_layers}",
-            *(f"{value:.2f}" for value in at_layer),
+            *(
+                f"{values[vector.layer]:.2f}"
+                for values in (evidence.auc, evidence.cohens_d, evidence.split_half_cosine)
+            ),
             "yes" if vector.weaknesses() else "",
         )
     return table

@@ -25,7 +25,7 @@ from persona_callbacks.model import (
     stream_response,
     with_adapter,
 )
-from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_additions
+from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_additions, warn_if_weak
 
 _TOKENS = ("response", "all")
 
@@ -66,7 +66,8 @@ def run(cfg: DictConfig) -> None:
     vectors = [v for v in (*from_files, *extracted) if v.trait in coefficients]
     additions: Mapping[int, Tensor] = {}
     if vectors:
-        additions = steering_additions(check_vectors(vectors), coefficients, layers)
+        warn_if_weak(check_vectors(vectors))
+        additions = steering_additions(vectors, coefficients, layers)
     if cfg.adapter is not None:
         loaded = with_adapter(loaded, cfg.adapter)
 

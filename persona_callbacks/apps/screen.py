@@ -38,7 +38,7 @@ from persona_callbacks.screening import (
     trait_cells,
 )
 from persona_callbacks.tracking import metrics
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.vectors import PersonaVector, warn_if_weak
 
 _TABLE_ROWS = 1000
 """Of the table of flagged chats; all of them are in the artifact."""
@@ -82,6 +82,7 @@ def run(cfg: DictConfig) -> Summary:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
     vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]
     trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=[RichProgressBar(leave=True)], logger=False)
+    warn_if_weak(vectors)
     summary = screen(loaded, file.path, vectors, settings, folder, trainer, list(cfg.predictions))
     if is_first:
         _tell(summary, vectors, settings, folder, console)

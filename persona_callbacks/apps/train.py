@@ -32,7 +32,6 @@ from persona_callbacks.apps.start import (
     whole_configuration,
 )
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
-from persona_callbacks.callbacks.trait_evaluation import COLUMNS
 from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
@@ -103,8 +102,11 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
     # What is wrong with the callbacks' settings is told here, on stand-ins, rather than after minutes of extraction.
     ones = torch.ones(shape.num_layers + 1, shape.hidden_size)
-    judge = asdict(Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0))
-    stand_ins = [PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, judge=judge) for t in traits]
+    calibration = Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0)
+    stand_ins = [
+        PersonaVector(t.name, ones, 1, loaded.id, probes=t.evaluation_questions, calibration=calibration)
+        for t in traits
+    ]
     _callbacks(cfg, [*from_files, *stand_ins], steer=True)
     _guard(cfg)
     _evaluation(cfg, traits, stand_ins, judges)
@@ -115,7 +117,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         console.print(f"Going on with the interrupted run in {folder}")
     vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]
     for vector in vectors:
-        auc = vector.statistics.get("auc")
+        auc = vector.evidence.auc
         quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""
         console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
@@ -189,7 +191,7 @@ def _fine_tune(study: _Study, name: str, *, steer: bool) -> RunResult:
         readings = tuple(monitor.readings)
         evaluations = tuple(evaluation.evaluations) if evaluation is not None else ()
         if evaluation is not None:
-            write_json(folder / "judged.json", [dict(zip(COLUMNS, row, strict=True)) for row in evaluation.rows])
+            write_json(folder / "judged.json", [asdict(row) for row in evaluation.rows])
         loss = module.last_epoch_loss
         result = RunResult(name, loss, readings, coefficients, tuple(answers), seconds, evaluations)
         result.save(result_file)

@@ -9,7 +9,14 @@ from typing_extensions import override
 from persona_callbacks.callbacks._seams import check_layers
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.model import residual
-from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions, check_vectors, steering_layers
+from persona_callbacks.vectors import (
+    Layers,
+    PersonaVector,
+    SteeredPositions,
+    check_vectors,
+    steering_layers,
+    warn_if_weak,
+)
 
 
 class Ablation(TrainingWriter):
@@ -37,6 +44,7 @@ class Ablation(TrainingWriter):
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, layers, positions)
+        warn_if_weak(self.vectors)
         self.positions = positions
         chosen = steering_layers(self.vectors, layers)
         self._bases = {}

@@ -22,7 +22,7 @@ from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import BatchLimits, LoadedModel, projections, residual
 from persona_callbacks.tracking import metrics
-from persona_callbacks.vectors import PersonaVector, Position, check_vectors
+from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class PersonaMonitor(Callback):
             batch_size,
             every_layer,
         )
+        warn_if_weak(self.vectors)
         for vector in self.vectors:
             vector.unit_direction()
             if not (vector.probes if probes is None else probes):

@@ -14,7 +14,7 @@ from persona_callbacks.callbacks._seams import check_layers, find_model, is_logg
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
 from persona_callbacks.tracking import metrics
-from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
+from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers, warn_if_weak
 
 
 class ProjectionRegularisation(Callback):
@@ -43,6 +43,7 @@ class ProjectionRegularisation(Callback):
     def __init__(self, vectors: Sequence[PersonaVector], weight: float = 1.0, layers: Layers = "all") -> None:
         self.vectors = check_vectors(vectors)
         self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, weight, layers)
+        warn_if_weak(self.vectors)
         self.weight = weight
         self._chosen = steering_layers(self.vectors, layers)
         self._reader: residual.BatchReader | None = None

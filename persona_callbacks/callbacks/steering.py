@@ -27,6 +27,7 @@ from persona_callbacks.vectors import (
     check_vectors,
     steering_additions,
     steering_layers,
+    warn_if_weak,
 )
 
 
@@ -86,6 +87,7 @@ class PreventativeSteering(TrainingWriter):
         batch_size: int = 8,
     ) -> None:
         self.vectors = check_vectors(vectors)
+        warn_if_weak(self.vectors)
         self._traits = [vector.trait for vector in self.vectors]
         self.check(
             self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size

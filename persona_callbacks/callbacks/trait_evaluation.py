@@ -1,7 +1,7 @@
 """The callback that measures trait expression: what the model says, not where its activations lie."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,18 +19,17 @@ from persona_callbacks.judging import (
     ContrastiveJudge,
     Expression,
     Judge,
+    JudgedAnswer,
     Score,
     answer_questions,
-    expression,
-    judge_calmly,
+    scores_or_error,
 )
 from persona_callbacks.model import LoadedModel, Sampling, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import Calibration, PersonaVector
+from persona_callbacks.vectors import PersonaVector
 
-COLUMNS = ("step", "trait", "question", "answer", "score")
-"""What :attr:`TraitEvaluation.rows` hold."""
+_COLUMNS = [field.name for field in fields(JudgedAnswer)]
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,9 @@ class TraitEvaluation(Callback):
 
     Before step 1, every ``every_n_steps`` optimizer steps if that is set, and at the end, each trait's evaluation
     questions are answered by the model as it is; ``persona/{trait}/expression`` with ``.../expression_low`` and
-    ``_high`` (95 % interval) and ``persona/{trait}/unscored`` are logged, and a table of question, answer, score and
-    step goes to loggers that have tables. With several processes, each answers its share of the questions.
+    ``_high`` (95 % interval) and ``persona/{trait}/unscored`` are logged, and a table of the answers (the fields of
+    :class:`~persona_callbacks.judging.JudgedAnswer`) goes to loggers that have tables. With several processes, each
+    answers its share of the questions.
 
     A judge that fails never stops the run: its answers count as unscored, with a warning.
 
@@ -65,7 +65,7 @@ class TraitEvaluation(Callback):
 
     Attributes:
         evaluations: all so far, oldest first.
-        rows: ``COLUMNS`` of every answer so far.
+        rows: every answer so far, with its score.
 
     Raises:
         InputError: no trait, a trait with neither a judge nor a vector that holds a calibration, or a number of steps
@@ -95,9 +95,7 @@ class TraitEvaluation(Callback):
         self.traits = tuple(traits)
         self.judges = dict(judges or {})
         self.check([trait.name for trait in self.traits], 0, self.judges, every_n_steps, questions, sampling, tokenizer)
-        self._calibrations = {
-            vector.trait: Calibration.from_mapping(vector.judge) for vector in vectors if vector.judge
-        }
+        self._calibrations = {vector.trait: vector.calibration for vector in vectors if vector.calibration is not None}
         for trait in self.traits:
             if trait.name not in self.judges and trait.name not in self._calibrations:
                 raise InputError(
@@ -109,7 +107,7 @@ class TraitEvaluation(Callback):
         self.sampling = sampling or Sampling(max_new_tokens=64, temperature=0.0)
         self.tokenizer = tokenizer
         self.evaluations: list[Evaluation] = []
-        self.rows: list[list[Any]] = []
+        self.rows: list[JudgedAnswer] = []
         self._resumed = False
 
     @classmethod
@@ -147,7 +145,7 @@ class TraitEvaluation(Callback):
         """All evaluations and answers so far."""
         return {
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
-            "rows": [list(row) for row in self.rows],
+            "rows": [asdict(row) for row in self.rows],
         }
 
     @override
@@ -157,7 +155,11 @@ class TraitEvaluation(Callback):
             Evaluation(saved["step"], saved["trait"], Expression(**saved["expression"]))
             for saved in state_dict["evaluations"]
         ]
-        self.rows = [list(row) for row in state_dict["rows"]]
+        # Checkpoints of older versions hold the values alone, in the order of the first columns.
+        self.rows = [
+            JudgedAnswer.from_row(row if isinstance(row, dict) else dict(zip(_COLUMNS, row, strict=False)))
+            for row in state_dict["rows"]
+        ]
         self._resumed = True
 
     @override
@@ -222,19 +224,16 @@ class TraitEvaluation(Callback):
             questions = trait.evaluation_questions[: self.questions]
             share = questions[trainer.global_rank :: trainer.world_size]
             answers = answer_questions(self._loaded, share, self.sampling)
-            scores, error = judge_calmly(self._used[trait.name], answers)
+            scores, error = scores_or_error(self._used[trait.name], answers)
             if error is not None:
                 rank_zero_warn(
                     f"TraitEvaluation: the judge of {trait.name!r} failed, its answers have no score:"
                     f" {type(error).__name__}: {error}"
                 )
             judged = _from_all_processes(trainer, list(zip(answers, scores, strict=True)))
-            result = expression([score for _, score in judged])
+            result = Expression.of([score for _, score in judged])
             self.evaluations.append(Evaluation(trainer.global_step, trait.name, result))
-            self.rows += [
-                [trainer.global_step, trait.name, answer.question, answer.response, _shown(score)]
-                for answer, score in judged
-            ]
+            self.rows += [JudgedAnswer.of(trainer.global_step, trait.name, *pair) for pair in judged]
             values = {metrics.unscored(trait.name): float(result.unscored)}
             if result.scored:
                 names = metrics.with_interval(metrics.expression(trait.name))
@@ -242,17 +241,11 @@ class TraitEvaluation(Callback):
             metrics.log(trainer, values)
 
     def _table(self, trainer: Trainer) -> None:
-        metrics.log_table(trainer, metrics.EXPRESSION_TABLE, list(COLUMNS), self.rows)
+        metrics.log_table(trainer, metrics.EXPRESSION_TABLE, _COLUMNS, [astuple(row) for row in self.rows])
 
 
 def _has_adapter(model: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
-
-
-def _shown(score: Score) -> float | str:
-    if score.expression is not None:
-        return round(score.expression, 1)
-    return "refusal" if score.refusal else "unscored"
 
 
 def _from_all_processes(trainer: Trainer, own: list[tuple[Answer, Score]]) -> list[tuple[Answer, Score]]:

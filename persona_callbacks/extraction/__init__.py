@@ -1,12 +1,11 @@
 """From a trait to a persona vector: responses, the mean difference, the choice of a layer.
 
-Imports `judging`, `model` and what lies below them.
+Imports `judging`, `model` and the rooms below them.
 """
 
-from persona_callbacks.extraction.contrast import Contrast, Evidence
+from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.extraction import (
     Extraction,
-    ExtractionSettings,
     extract,
     load_extraction,
     persona_vector,
@@ -20,14 +19,16 @@ from persona_callbacks.extraction.layer_choice import (
     steering_effect,
 )
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
+from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 
 __all__ = [
     "Contrast",
-    "Evidence",
     "Extraction",
+    "ExtractionJob",
     "ExtractionSettings",
     "Judged",
     "Response",
+    "Separation",
     "Steered",
     "best_layer",
     "candidate_layers",

@@ -19,8 +19,8 @@ _SAMPLED = 64
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """How good the directions of one position are: ``[layers]`` float32 each.
+class Separation:
+    """How well the directions of one position separate the two kinds of responses: ``[layers]`` float32 each.
 
     Attributes:
         auc: how well the direction from one half of the questions ranks the responses to the other half, from 0.5
@@ -36,7 +36,15 @@ class Evidence:
 
 
 class Contrast:
-    """Accumulates activations of responses that show a trait and of responses that do not."""
+    """Accumulates activations of responses that show a trait and of responses that do not.
+
+    Example:
+        >>> shows, questions = torch.tensor([True, False] * 4), torch.arange(4).repeat_interleave(2)
+        >>> contrast = Contrast(shows, questions, positions=1, layers=2, hidden_size=3)
+        >>> contrast.add(range(8), shows.float()[:, None, None, None].expand(8, 1, 2, 3))
+        >>> contrast.directions(0).shape, contrast.directions(0)[1].tolist()
+        (torch.Size([2, 3]), [1.0, 1.0, 1.0])
+    """
 
     def __init__(self, shows: Tensor, questions: Tensor, positions: int, layers: int, hidden_size: int) -> None:
         """Expect responses of these kinds.
@@ -74,7 +82,10 @@ class Contrast:
         self._sample = torch.zeros(len(self._slot), positions, layers, hidden_size)
 
     def add(self, indices: Sequence[int], activations: Tensor) -> None:
-        """Take the activations of some responses: ``[len(indices), positions, layers, hidden_size]`` on the CPU."""
+        """Add the activations of the responses with these indices.
+
+        ``activations`` is ``[len(indices), positions, layers, hidden_size]``, on the CPU.
+        """
         self._sums.index_add_(0, self._group[list(indices)], activations.double())
         for row, index in enumerate(indices):
             if index in self._slot:
@@ -86,8 +97,8 @@ class Contrast:
         """
         return self._difference(position, self._halves[0] + self._halves[1]).float()
 
-    def evidence(self, position: int) -> Evidence:
-        """How good the directions at a position are."""
+    def separation(self, position: int) -> Separation:
+        """How well the directions at a position separate the two kinds of responses."""
         halves = [self._difference(position, weights) for weights in self._halves]
         aucs, gaps = [], []
         for half in (0, 1):
@@ -96,7 +107,7 @@ class Contrast:
             aucs.append(_auc(scores, self._sampled_shows[outside]))
             gaps.append(_cohens_d(scores, self._sampled_shows[outside]))
         cosine = torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1)
-        return Evidence(torch.stack(aucs).mean(dim=0), torch.stack(gaps).mean(dim=0), cosine.float())
+        return Separation(torch.stack(aucs).mean(dim=0), torch.stack(gaps).mean(dim=0), cosine.float())
 
     def _difference(self, position: int, weights: Tensor) -> Tensor:
         means = self._sums[:, position] / self._counts[:, None, None]

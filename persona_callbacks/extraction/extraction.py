@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat
 from persona_callbacks.errors import InputError
-from persona_callbacks.extraction.contrast import Contrast
+from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.layer_choice import (
-    LAYER_CHOICES,
-    LayerChoice,
     Steered,
     best_layer,
     candidate_layers,
@@ -26,13 +24,13 @@ from persona_callbacks.extraction.layer_choice import (
     steering_effect,
 )
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
+from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 from persona_callbacks.files import append_lines, atomic_write, cache_dir, recover_lines
 from persona_callbacks.judging import ContrastiveJudge, Judge
 from persona_callbacks.model import (
     BatchLimits,
     Generator,
     LoadedModel,
-    Sampling,
     TransformersGenerator,
     iterate_activations,
     residual,
@@ -40,7 +38,7 @@ from persona_callbacks.model import (
 )
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import POSITIONS, PersonaVector, Position
+from persona_callbacks.vectors import POSITIONS, Evidence, PersonaVector, Position, SweepPoint
 
 _METHOD = 5
 """Part of the cache key: raised when the same responses would give another vector."""
@@ -53,71 +51,14 @@ _EFFECT_RESPONSES = 12
 
 
 @dataclass(frozen=True)
-class ExtractionSettings:
-    """The ``extraction`` config group.
-
-    Attributes:
-        rollouts: responses per instruction and question.
-        questions: how many of the trait's extraction questions to use; all by default.
-        sampling: how responses are generated.
-        position: where the activations of the main vector are read; the others are extracted in the same pass.
-        layer_choice: by which evidence the layer is chosen; see :mod:`persona_callbacks.extraction.layer_choice`.
-        judge_pairs: by how many other instruction pairs the contrastive judge scores each response; 0 keeps all
-            responses unjudged.
-        sweep_coefficient: how strongly a ``sweep`` steers at each layer.
-        sweep_layers: how many layers a ``sweep`` tries.
-        sweep_questions: on how many evaluation questions.
-        batch_size: responses per pass when activations are read.
-    """
-
-    rollouts: int = 1
-    questions: int | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    position: Position = "response_mean"
-    layer_choice: LayerChoice = "effect"
-    judge_pairs: int = 2
-    sweep_coefficient: float = 1.5
-    sweep_layers: int = 8
-    sweep_questions: int = 10
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            InputError: one that cannot be.
-        """
-        for name, allowed in (("position", POSITIONS), ("layer_choice", LAYER_CHOICES)):
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"extraction.{name}: unknown {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
-                )
-        for name, least in (
-            ("rollouts", 1),
-            ("questions", 2),  # halves of them are compared
-            ("judge_pairs", 0),
-            ("sweep_layers", 1),
-            ("sweep_questions", 2),
-            ("batch_size", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"extraction.{name}: expected at least {least}, found {value}")
-        if self.layer_choice == "sweep" and not self.judge_pairs:
-            raise InputError(
-                "extraction.layer_choice: a sweep needs the judge; expected extraction.judge_pairs above 0"
-            )
-
-
-@dataclass(frozen=True)
 class Extraction:
-    """What an extraction made.
+    """The vectors that an extraction made, and the files beside them.
 
     Attributes:
         vectors: by position; all with the layer chosen for ``settings.position``.
-        settings: what it was made with.
+        settings: how the vectors were extracted.
         responses: file of all responses and their scores, JSONL.
-        sweep: of a steering sweep, the answers at each layer; empty if none was made.
+        sweep: the answers of a steering sweep, layer by layer; empty if there was no sweep.
     """
 
     vectors: Mapping[Position, PersonaVector]
@@ -127,7 +68,7 @@ class Extraction:
 
     @property
     def vector(self) -> PersonaVector:
-        """The vector of the position asked for."""
+        """The vector of the position that the settings name."""
         return self.vectors[self.settings.position]
 
 
@@ -152,21 +93,21 @@ def extract(
 ) -> Extraction:
     """Extract a trait's persona vectors at all positions, or take them from the cache.
 
-    Generated responses and scores are kept as they are made, so that an interrupted extraction goes on where it
-    stopped.
+    Responses and scores are stored as they are made, so that an interrupted extraction continues where it stopped.
 
     Args:
         loaded: the model.
         trait: the trait.
-        settings: how.
+        settings: how the vectors are extracted.
         console: where progress is shown.
         generator: generates the responses; by default the model itself.
         judge: filters them in place of the contrastive judge; its scores are not cached.
 
     Raises:
-        InputError: no chat template, no usable response of a kind, or activations that are not finite.
+        InputError: the model has no chat template, too few responses of one kind are usable, or activations are not
+            finite.
     """
-    console = console or Console(stderr=True)
+    job = ExtractionJob(loaded, trait, settings, console or Console(stderr=True))
     generator = generator or TransformersGenerator(loaded)
     if settings.judge_pairs and len(trait.instructions) < 2:
         raise InputError(
@@ -180,43 +121,18 @@ def extract(
     folder = cache_dir() / "vectors" / loaded.id.rpartition("/")[2]
     result = folder / f"{trait.name}-{_key([_METHOD, made, asdict(settings), judge.name if judge else None])}"
     if result.is_dir():
-        console.print(f"Persona vector of {trait.name}: cached, {result}")
+        job.console.print(f"Persona vector of {trait.name}: cached, {result}")
         return load_extraction(result, settings)
 
-    responses = generate_responses(
-        loaded,
-        generator,
-        trait,
-        trait.extraction_questions[: settings.questions],
-        settings.rollouts,
-        settings.sampling,
-        folder / f"{trait.name}-{made}.responses.jsonl",
-        console,
-    )
+    responses = generate_responses(job, generator, folder / f"{trait.name}-{made}.responses.jsonl")
     judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
-    judged = judge_responses(loaded, trait, responses, judge, settings.judge_pairs, judged_file, console)
-    contrast = _read(loaded, trait, settings, judged.kept_responses, console)
-    vectors = {
-        position: PersonaVector(
-            trait=trait.name,
-            directions=contrast.directions(number),
-            layer=0,
-            model_id=loaded.id,
-            model_revision=revision,
-            position=position,
-            probes=trait.evaluation_questions,
-            counts=judged.counts,
-            statistics={name: _rounded(values.tolist()) for name, values in vars(contrast.evidence(number)).items()},
-            judge=asdict(judged.calibration) if judged.calibration else {},
-            trait_fingerprint=trait.fingerprint,
-        )
-        for number, position in enumerate(POSITIONS)
-    }
+    judged = judge_responses(job, responses, judge, judged_file)
+    vectors = _vectors(job, judged, revision)
     if judge is None and judged.calibration is not None:
         judge = ContrastiveJudge(loaded, trait, judged.calibration, settings.judge_pairs)
     main = vectors[settings.position]
-    layer, statistics, sweep = _choose_layer(loaded, trait, settings, judged, main, judge, console)
-    vectors[settings.position] = replace(main, statistics={**main.statistics, **statistics})
+    layer, evidence, sweep = _choose_layer(job, judged, main, judge)
+    vectors[settings.position] = replace(main, evidence=evidence)
     with atomic_write(result) as scratch:
         scratch.mkdir()
         for position, vector in vectors.items():
@@ -227,7 +143,7 @@ def extract(
 
 
 def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
-    """Read what :func:`extract` left in the cache."""
+    """Read the folder that :func:`extract` left in the cache."""
     return Extraction(
         {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
         settings,
@@ -240,24 +156,52 @@ def _key(made_from: Any) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _rounded(values: Iterable[float]) -> list[float]:
-    return [round(value, 6) for value in values]
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(value, 6) for value in values)
 
 
-def _read(
-    loaded: LoadedModel, trait: Trait, settings: ExtractionSettings, responses: Sequence[Response], console: Console
-) -> Contrast:
-    """One pass over the responses for all layers and positions."""
+def _evidence(separation: Separation) -> Evidence:
+    return Evidence(
+        auc=_rounded(separation.auc.tolist()),
+        cohens_d=_rounded(separation.cohens_d.tolist()),
+        split_half_cosine=_rounded(separation.split_half_cosine.tolist()),
+    )
+
+
+def _vectors(job: ExtractionJob, judged: Judged, revision: str) -> dict[Position, PersonaVector]:
+    """The vectors of all positions, before a layer is chosen; ``revision`` says which weights they are of."""
+    contrast = _read(job, judged.kept_responses)
+    return {
+        position: PersonaVector(
+            trait=job.trait.name,
+            directions=contrast.directions(number),
+            layer=0,
+            model_id=job.loaded.id,
+            model_revision=revision,
+            position=position,
+            probes=job.trait.evaluation_questions,
+            counts=judged.counts,
+            evidence=_evidence(contrast.separation(number)),
+            calibration=judged.calibration,
+            trait_fingerprint=job.trait.fingerprint,
+        )
+        for number, position in enumerate(POSITIONS)
+    }
+
+
+def _read(job: ExtractionJob, responses: Sequence[Response]) -> Contrast:
+    """Read all layers and positions in one pass over the responses."""
+    loaded, trait = job.loaded, job.trait
     shape = residual.dimensions(loaded.model)
     layers = range(shape.num_layers + 1)
     contrast = Contrast(*kinds(responses), len(POSITIONS), len(layers), shape.hidden_size)
-    with progress_bar(console) as progress:
+    with progress_bar(job.console) as progress:
         task = progress.add_task(f"{trait.name}: reading activations", total=len(responses))
         for start in range(0, len(responses), _READ_TOGETHER):
             part = responses[start : start + _READ_TOGETHER]
             chats = [Chat((*response.prompt(), {"role": "assistant", "content": response.text})) for response in part]
             encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-            batches = iterate_activations(loaded, encoded, layers, POSITIONS, BatchLimits(settings.batch_size))
+            batches = iterate_activations(loaded, encoded, layers, POSITIONS, BatchLimits(job.settings.batch_size))
             for indices, read in batches:
                 activations = read.cpu()
                 _check_finite(trait, [part[index] for index in indices], activations)
@@ -278,48 +222,39 @@ def _check_finite(trait: Trait, responses: Sequence[Response], activations: Tens
 
 
 def _choose_layer(
-    loaded: LoadedModel,
-    trait: Trait,
-    settings: ExtractionSettings,
-    judged: Judged,
-    vector: PersonaVector,
-    judge: Judge | None,
-    console: Console,
-) -> tuple[int, dict[str, list[float]], list[Steered]]:
-    """The layer, the statistics it was chosen by, and the answers of a sweep."""
-    if settings.layer_choice == "auc":
-        auc = vector.statistics["auc"][1:-1]  # neither the embedding nor the last layer is steered with
-        return 1 + max(range(len(auc)), key=auc.__getitem__), {}, []
-    if settings.layer_choice == "effect":
-        effects = _steering_effects(loaded, trait, judged.kept_responses, vector.directions, console)
-        statistics = {"steering_effect_layers": _rounded(effects), "steering_effect": _rounded(effects.values())}
-        return max(effects, key=effects.__getitem__), statistics, []
+    job: ExtractionJob, judged: Judged, vector: PersonaVector, judge: Judge | None
+) -> tuple[int, Evidence, list[Steered]]:
+    """The layer, the evidence that it was chosen by, and the answers of a sweep."""
+    if job.settings.layer_choice == "auc":
+        auc = vector.evidence.auc[1:-1]  # neither the embedding nor the last layer is steered with
+        return 1 + max(range(len(auc)), key=auc.__getitem__), vector.evidence, []
+    if job.settings.layer_choice == "effect":
+        effects = _steering_effects(job, judged.kept_responses, vector.directions)
+        evidence = replace(vector.evidence, steering_effect=dict(zip(effects, _rounded(effects.values()), strict=True)))
+        return max(effects, key=effects.__getitem__), evidence, []
     assert judge is not None  # the settings say so
-    sweep = _sweep(loaded, trait, settings, judge, vector.directions, console)
-    statistics = {
-        "sweep_layers": _rounded(steered.layer for steered in sweep[1:]),
-        "sweep_expression": _rounded(steered.expression for steered in sweep[1:]),
-        "sweep_coherence": _rounded(steered.coherence for steered in sweep[1:]),
-        "unsteered_expression": _rounded([sweep[0].expression]),
-    }
-    return best_layer(sweep[1:], sweep[0]), statistics, sweep
+    sweep = _sweep(job, judge, vector.directions)
+    evidence = replace(
+        vector.evidence,
+        sweep=tuple(SweepPoint(s.layer, *_rounded((s.expression, s.coherence))) for s in sweep[1:]),
+        unsteered_expression=round(sweep[0].expression, 6),
+    )
+    return best_layer(sweep[1:], sweep[0]), evidence, sweep
 
 
-def _steering_effects(
-    loaded: LoadedModel, trait: Trait, responses: Sequence[Response], directions: Tensor, console: Console
-) -> dict[int, float]:
+def _steering_effects(job: ExtractionJob, responses: Sequence[Response], directions: Tensor) -> dict[int, float]:
     def some(wanted: bool) -> list[EncodedChat]:
         side = [response for response in responses if response.shows_trait == wanted]
         picked = side[:: math.ceil(len(side) / _EFFECT_RESPONSES)]
         chats = [Chat((response.prompt()[1], {"role": "assistant", "content": response.text})) for response in picked]
-        return [encode_chat(chat, loaded.tokenizer) for chat in chats]
+        return [encode_chat(chat, job.loaded.tokenizer) for chat in chats]
 
-    with progress_bar(console) as progress:
+    with progress_bar(job.console) as progress:
         task = progress.add_task(
-            f"{trait.name}: steering effect", total=len(candidate_layers(directions.shape[0] - 1, 15))
+            f"{job.trait.name}: steering effect", total=len(candidate_layers(directions.shape[0] - 1, 15))
         )
         return steering_effect(
-            loaded,
+            job.loaded,
             some(wanted=True),
             some(wanted=False),
             directions,
@@ -327,20 +262,13 @@ def _steering_effects(
         )
 
 
-def _sweep(
-    loaded: LoadedModel,
-    trait: Trait,
-    settings: ExtractionSettings,
-    judge: Judge,
-    directions: Tensor,
-    console: Console,
-) -> list[Steered]:
+def _sweep(job: ExtractionJob, judge: Judge, directions: Tensor) -> list[Steered]:
     """Steer at several layers; the first entry is unsteered."""
-    layers = candidate_layers(directions.shape[0] - 1, settings.sweep_layers)
-    conditions = [(layers[0], 0.0), *((layer, settings.sweep_coefficient) for layer in layers)]
-    questions = trait.evaluation_questions[: settings.sweep_questions]
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"{trait.name}: steering sweep", total=len(conditions))
+    layers = candidate_layers(directions.shape[0] - 1, job.settings.sweep_layers)
+    conditions = [(layers[0], 0.0), *((layer, job.settings.sweep_coefficient) for layer in layers)]
+    questions = job.trait.evaluation_questions[: job.settings.sweep_questions]
+    with progress_bar(job.console) as progress:
+        task = progress.add_task(f"{job.trait.name}: steering sweep", total=len(conditions))
         return steered_expression(
-            loaded, judge, questions, directions, conditions, settings.sampling, lambda: progress.advance(task)
+            job.loaded, judge, questions, directions, conditions, job.settings.sampling, lambda: progress.advance(task)
         )

@@ -13,33 +13,35 @@ _RED, _BLUE, _PURPLE, _GREY = "#b5261e", "#1f6f8b", "#6b4c9a", "0.6"
 
 def layer_figure(vector: PersonaVector) -> Figure:
     """The evidence for every layer, and the chosen one: separation above, the effect of steering below."""
-    statistics = vector.statistics
+    evidence = vector.evidence
+    swept = [point.layer for point in evidence.sweep]
+    effects = evidence.steering_effect
     below = [
-        (f"{kind}_layers", name, label, colour)
-        for kind, name, label, colour in (
-            ("steering_effect", "steering_effect", "steering effect (nats per token)", _RED),
-            ("sweep", "sweep_expression", "expression when steered (0–100)", _RED),
-            ("sweep", "sweep_coherence", "coherence when steered (0–100)", _GREY),
+        (layers, values, label, colour)
+        for layers, values, label, colour in (
+            (list(effects), list(effects.values()), "steering effect (nats per token)", _RED),
+            (swept, [point.expression for point in evidence.sweep], "expression when steered (0–100)", _RED),
+            (swept, [point.coherence for point in evidence.sweep], "coherence when steered (0–100)", _GREY),
         )
-        if name in statistics
+        if layers
     ]
     figure = Figure(figsize=(7.5, 6.0 if below else 3.4), dpi=130, layout="constrained")
     rows = figure.subplots(2 if below else 1, 1, sharex=True, squeeze=False)[:, 0]
-    for name, label, colour in (
-        ("auc", "held-out AUC", _BLUE),
-        ("split_half_cosine", "cosine of two halves", _PURPLE),
+    for by_layer, label, colour in (
+        (evidence.auc, "held-out AUC", _BLUE),
+        (evidence.split_half_cosine, "cosine of two halves", _PURPLE),
     ):
-        if name in statistics:
-            rows[0].plot(range(vector.num_layers + 1), statistics[name], color=colour, linewidth=2, label=label)
+        if by_layer:
+            rows[0].plot(range(vector.num_layers + 1), by_layer, color=colour, linewidth=2, label=label)
     rows[0].axhline(0.5, color=_GREY, linewidth=1, linestyle=":")
     rows[0].set_ylim(0, 1.02)
     rows[0].legend(frameon=False, loc="lower right")
-    for layers, name, label, colour in below:
-        rows[1].plot(statistics[layers], statistics[name], marker="o", markersize=4, color=colour, label=label)
+    for layers, values, label, colour in below:
+        rows[1].plot(layers, values, marker="o", markersize=4, color=colour, label=label)
     if below:
         rows[1].legend(frameon=False)
-        if "unsteered_expression" in statistics:
-            rows[1].axhline(statistics["unsteered_expression"][0], color=_GREY, linewidth=1, linestyle=":")
+        if evidence.unsteered_expression is not None:
+            rows[1].axhline(evidence.unsteered_expression, color=_GREY, linewidth=1, linestyle=":")
     for axes in rows:
         axes.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)

@@ -29,11 +29,17 @@ _COHERENT = 0.75
 
 @dataclass(frozen=True)
 class Steered:
-    """What the model says when it is steered in one way.
+    """The model's answers when it is steered at one layer with one coefficient.
+
+    Example:
+        >>> unsteered = Steered(2, 0.0, expression=5.0, spread=1.0, coherence=90.0, answers=("Hi.",))
+        >>> readable, garbled = Steered(2, 1.5, 40.0, 2.0, 80.0, ("Ha.",)), Steered(4, 1.5, 60.0, 2.0, 20.0, ("!",))
+        >>> best_layer([readable, garbled], unsteered)
+        2
 
     Attributes:
         layer: where the direction was added.
-        coefficient: how much of it.
+        coefficient: factor of the direction.
         expression: mean trait expression of the answers, 0 to 100; NaN if none could be scored.
         spread: standard error of that mean.
         coherence: mean coherence of the answers, 0 to 100; see :func:`coherence`.
@@ -80,7 +86,7 @@ def steering_effect(
 
 
 def candidate_layers(num_layers: int, count: int) -> list[int]:
-    """Some ``count`` layers, evenly spaced, without the embedding and the last one."""
+    """About ``count`` layers, evenly spaced, without the embedding and the last layer."""
     step = max(1, num_layers // count)
     return list(range(step, num_layers, step))
 
@@ -107,7 +113,7 @@ def steered_expression(
     """
     prompts: list[list[Message]] = [[{"role": "user", "content": question}] for question in questions]
     reference = None
-    found = []
+    outcomes = []
     for layer, coefficient in conditions:
         additions = {layer: coefficient * directions[layer]} if coefficient else {}
         texts = generate(loaded, prompts, sampling, additions=additions)
@@ -116,7 +122,7 @@ def steered_expression(
         if reference is None:
             unsteered = texts if not additions else generate(loaded, prompts, sampling)
             reference = _mean_log_probability(loaded, questions, unsteered)
-        found.append(
+        outcomes.append(
             Steered(
                 layer,
                 coefficient,
@@ -127,7 +133,7 @@ def steered_expression(
             )
         )
         advance()
-    return found
+    return outcomes
 
 
 def coherence(loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str], reference: float) -> float:
@@ -153,7 +159,7 @@ def coherence(loaded: LoadedModel, questions: Sequence[str], answers: Sequence[s
 
 
 def best_layer(sweep: Sequence[Steered], unsteered: Steered) -> int:
-    """The layer of greatest expression among those where the text keeps most of its coherence."""
+    """The layer of greatest expression among those where the text keeps most of the unsteered text's coherence."""
     readable = [steered for steered in sweep if steered.coherence >= _COHERENT * unsteered.coherence]
     return max(readable or sweep, key=lambda steered: steered.expression).layer
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
+from persona_callbacks.extraction.settings import ExtractionJob
 from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibrate, likelihoods
-from persona_callbacks.model import Generator, LoadedModel, Sampling
+from persona_callbacks.model import Generator
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import Calibration
+from persona_callbacks.vectors import Calibration, Counts
 
 _JUDGED_TOGETHER = 200
 """Responses whose judgement is kept at a time."""
@@ -28,7 +28,12 @@ _JUDGED_TOGETHER = 200
 
 @dataclass(frozen=True)
 class Response:
-    """One contrastive response: what it was made under, and what was said.
+    """A contrastive response, with the instruction and the question that it answers.
+
+    Example:
+        >>> response = Response(True, 0, "Shout.", 3, "Who are you?", "ME!")
+        >>> [message["content"] for message in response.prompt()]
+        ['Shout.', 'Who are you?']
 
     Attributes:
         shows_trait: whether the instruction asked for the trait.
@@ -47,7 +52,7 @@ class Response:
     text: str = ""
 
     def prompt(self) -> list[Message]:
-        """What the response was generated from."""
+        """The messages that the response answers."""
         return [{"role": "system", "content": self.instruction}, {"role": "user", "content": self.question}]
 
 
@@ -56,10 +61,10 @@ class Judged:
     """Responses, what the judge says of them, and which are kept.
 
     Attributes:
-        responses: all of them.
-        scores: one for each.
-        kept: indices of those that count.
-        calibration: of the contrastive judge of answers, if it was the judge.
+        responses: all responses.
+        scores: the judge's score of each response.
+        kept: indices of the responses that are kept.
+        calibration: of the contrastive judge, if it scored the responses.
     """
 
     responses: tuple[Response, ...]
@@ -69,89 +74,71 @@ class Judged:
 
     @property
     def kept_responses(self) -> list[Response]:
-        """The responses that count."""
+        """The responses that are kept, in order."""
         return [self.responses[index] for index in self.kept]
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many count of each kind, and how many were generated for each."""
+    def counts(self) -> Counts:
+        """How many responses of each kind are kept, and how many were generated."""
         generated = Counter(response.shows_trait for response in self.responses)
         left = Counter(response.shows_trait for response in self.kept_responses)
-        return {
-            "trait": left[True],
-            "opposite": left[False],
-            "generated_trait": generated[True],
-            "generated_opposite": generated[False],
-        }
+        return Counts(left[True], left[False], generated[True], generated[False])
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a response, for a file."""
+        """For each response, the row of a file."""
         kept = set(self.kept)
         for index, (response, score) in enumerate(zip(self.responses, self.scores, strict=True)):
             yield {**asdict(response), **asdict(score), "kept": index in kept}
 
 
-def generate_responses(
-    loaded: LoadedModel,
-    generator: Generator,
-    trait: Trait,
-    questions: Sequence[str],
-    rollouts: int,
-    sampling: Sampling,
-    file: Path,
-    console: Console,
-) -> list[Response]:
-    """Every instruction with every question; what ``file`` does not hold yet is generated, each finished batch appended
-    to it.
+def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> list[Response]:
+    """Answer every extraction question under every instruction.
+
+    What ``file`` does not hold yet is generated; each finished batch is appended to it.
     """
+    trait, settings = job.trait, job.settings
+    questions = trait.extraction_questions[: settings.questions]
     planned = [
         Response(shows_trait, number, instruction, question_number, question)
         for number, pair in enumerate(trait.instructions)
         for shows_trait, instruction in ((True, pair.trait), (False, pair.opposite))
         for question_number, question in enumerate(questions)
-        for _ in range(rollouts)
+        for _ in range(settings.rollouts)
     ]
     texts = {int(row["index"]): str(row["response"]) for row in recover_lines(file)}
     prompts = [response.prompt() for response in planned]
-    with progress_bar(console) as progress:
+    with progress_bar(job.console) as progress:
         task = progress.add_task(f"{trait.name}: generating", total=len(prompts), completed=len(texts))
-        for batch in generator.iterate(prompts, sampling, skip=frozenset(texts)):
+        for batch in generator.iterate(prompts, settings.sampling, skip=frozenset(texts)):
             append_lines(file, [{"index": index, "response": text} for index, text in batch])
             texts.update(batch)
             progress.update(task, completed=len(texts))
     return [replace(response, text=texts[index]) for index, response in enumerate(planned)]
 
 
-def judge_responses(
-    loaded: LoadedModel,
-    trait: Trait,
-    responses: Sequence[Response],
-    judge: Judge | None,
-    pairs: int,
-    file: Path,
-    console: Console,
-) -> Judged:
+def judge_responses(job: ExtractionJob, responses: Sequence[Response], judge: Judge | None, file: Path) -> Judged:
     """Score responses and keep those that show what they were asked to show, and make sense.
 
+    Without ``judge``, the contrastive judge scores by ``settings.judge_pairs`` instruction pairs; if that is 0, every
+    response that is not empty is kept.
+
     Args:
-        loaded: the model that made them.
-        trait: the trait.
+        job: its model made the responses.
         responses: the responses.
         judge: scores them in place of the contrastive judge.
-        pairs: by how many instruction pairs the contrastive judge scores; 0 keeps every response that is not empty.
         file: where the contrastive judge's finished work is kept.
-        console: where progress is shown.
 
     Raises:
         InputError: in one half of the questions, none has responses of both kinds left.
     """
+    trait, pairs = job.trait, job.settings.judge_pairs
     calibration = None
     if judge is not None:
-        with progress_bar(console) as progress:
+        with progress_bar(job.console) as progress:
             task = progress.add_task(f"{trait.name}: judging", total=len(responses))
             scores = judge.score(_answers(responses), lambda done: progress.advance(task, done))
     elif pairs:
-        likely = _likelihoods(loaded, trait, responses, pairs, file, console)
+        likely = _likelihoods(job, responses, file)
         try:
             shows, questions = kinds(responses)
             # What was asked for is known here, so the two kinds are told apart by the instructions alone; the judge of
@@ -213,22 +200,24 @@ def _check_kept(trait: Trait, responses: Sequence[Response], scores: Sequence[Sc
     )
 
 
-def _likelihoods(
-    loaded: LoadedModel, trait: Trait, responses: Sequence[Response], pairs: int, file: Path, console: Console
-) -> Likelihoods:
+def _likelihoods(job: ExtractionJob, responses: Sequence[Response], file: Path) -> Likelihoods:
     """Likelihoods of the responses; what ``file`` does not hold yet is computed and appended to it."""
-    found = {
+    known = {
         int(row["index"]): [math.nan if value is None else value for value in row["likelihoods"]]
         for row in recover_lines(file)
     }
     answers = _answers(responses)
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"{trait.name}: judging", total=len(answers), completed=len(found))
-        todo = [index for index in range(len(answers)) if index not in found]
+    with progress_bar(job.console) as progress:
+        task = progress.add_task(f"{job.trait.name}: judging", total=len(answers), completed=len(known))
+        todo = [index for index in range(len(answers)) if index not in known]
         for start in range(0, len(todo), _JUDGED_TOGETHER):
             indices = todo[start : start + _JUDGED_TOGETHER]
             part = likelihoods(
-                loaded, trait, [answers[i] for i in indices], pairs, lambda done: progress.advance(task, done)
+                job.loaded,
+                job.trait,
+                [answers[index] for index in indices],
+                job.settings.judge_pairs,
+                lambda done: progress.advance(task, done),
             )
             rows = dict(zip(indices, part.table.tolist(), strict=True))
             append_lines(
@@ -238,9 +227,9 @@ def _likelihoods(
                     for index, row in rows.items()
                 ],
             )
-            found.update(rows)
+            known.update(rows)
         progress.update(task, completed=len(answers))
-    return Likelihoods.from_table(torch.tensor([found[index] for index in range(len(answers))]))
+    return Likelihoods.from_table(torch.tensor([known[index] for index in range(len(answers))]))
 
 
 def _answers(responses: Sequence[Response]) -> list[Answer]:

@@ -1,6 +1,6 @@
 """How much a response shows a trait: judges, their calibration, and trait expression.
 
-Imports `model`, `traits` and what lies below them.
+Imports `model`, `traits` and the rooms below them.
 """
 
 from persona_callbacks.judging.cached import CachedJudge
@@ -13,8 +13,8 @@ from persona_callbacks.judging.contrastive import (
     likelihoods,
     without_loop,
 )
-from persona_callbacks.judging.expression import Expression, answer_questions, expression, judge_calmly
-from persona_callbacks.judging.judge import Answer, Judge, Score
+from persona_callbacks.judging.expression import Expression, answer_questions, scores_or_error
+from persona_callbacks.judging.judge import Answer, Judge, JudgedAnswer, Score, Verdict
 from persona_callbacks.judging.llm import LlmJudge, read_score
 
 __all__ = [
@@ -24,15 +24,16 @@ __all__ = [
     "ContrastiveJudge",
     "Expression",
     "Judge",
+    "JudgedAnswer",
     "Likelihoods",
     "LlmJudge",
     "Score",
+    "Verdict",
     "answer_questions",
     "calibrate",
-    "expression",
-    "judge_calmly",
     "judging_pairs",
     "likelihoods",
     "read_score",
+    "scores_or_error",
     "without_loop",
 ]

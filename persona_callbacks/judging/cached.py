@@ -37,11 +37,11 @@ class CachedJudge:
         todo = list(missing)
         for start in range(0, len(todo), _ASKED_TOGETHER):
             part = todo[start : start + _ASKED_TOGETHER]
-            found = dict(zip(part, self._judge.score([missing[key] for key in part], advance), strict=True))
-            scored = {key: score for key, score in found.items() if score.expression is not None or score.refusal}
+            scores = dict(zip(part, self._judge.score([missing[key] for key in part], advance), strict=True))
+            scored = {key: score for key, score in scores.items() if score.expression is not None or score.refusal}
             append_lines(self._file, [{"key": key, **asdict(score)} for key, score in scored.items()])
             self._known.update(scored)
-            unscored.update((key, score) for key, score in found.items() if key not in scored)
+            unscored.update((key, score) for key, score in scores.items() if key not in scored)
         return [self._known[key] if key in self._known else unscored[key] for key in keys]
 
     def _key(self, answer: Answer) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors import Calibration
 
 
 def calibrate(values: Tensor, shows: Tensor, fold: Tensor) -> Calibration:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from persona_callbacks.chats import Chat, Message, encode_chat
+from persona_callbacks.errors import InputError
 from persona_callbacks.judging.judge import Answer, Score
 from persona_callbacks.model import LoadedModel, residual, response_log_probabilities
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors import Calibration, PersonaVector
 
 CONTROLS = (None, "You are a rambling assistant whose answers drift off and make little sense.")
 """Instructions that explain an answer without the trait: none at all, and one that asks for muddle."""
@@ -31,6 +32,12 @@ _LOOP = 5
 @dataclass(frozen=True)
 class Likelihoods:
     """Mean log-probability per token of answers under instructions, in nats.
+
+    Example:
+        >>> import torch
+        >>> likely = Likelihoods(torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.tensor([[-2.0, -4.0]]))
+        >>> likely.ratios.item(), likely.margins.item()
+        (2.0, 1.0)
 
     Attributes:
         trait: ``[answers, instruction pairs]`` float32, under the pairs' trait instructions; NaN where a pair was not
@@ -45,18 +52,18 @@ class Likelihoods:
 
     @property
     def ratios(self) -> Tensor:
-        """``[answers, instruction pairs]``: trait instruction less its opposite."""
+        """``[answers, instruction pairs]``: under the trait instruction minus under its opposite."""
         return self.trait - self.opposite
 
     @property
     def margins(self) -> Tensor:
-        """``[answers, 1]``: trait instructions less the best explanation without the trait."""
+        """``[answers, 1]``: under the trait instructions minus under the best explanation without the trait."""
         others = torch.cat([self.opposite.nanmean(dim=1, keepdim=True), self.controls], dim=1)
         return (self.trait.nanmean(dim=1) - others.amax(dim=1))[:, None]
 
     @property
     def table(self) -> Tensor:
-        """All in one: ``[answers, 2 · instruction pairs + controls]``."""
+        """All columns side by side: ``[answers, 2 · instruction pairs + controls]``."""
         return torch.cat([self.trait, self.opposite, self.controls], dim=1)
 
     @classmethod
@@ -78,12 +85,32 @@ class ContrastiveJudge:
         self._calibration = calibration
         self._pairs = pairs
 
+    @classmethod
+    def of_vector(cls, loaded: LoadedModel, trait: Trait, vector: PersonaVector, pairs: int = 2) -> "ContrastiveJudge":
+        """The judge whose calibration is stored with the trait's persona vector.
+
+        Args:
+            loaded: the base model that the vector was extracted from; an adapter in it is disabled.
+            trait: the trait.
+            vector: of that trait.
+            pairs: number of instruction pairs that judge a response.
+
+        Raises:
+            InputError: the vector was extracted without a judge.
+        """
+        if vector.calibration is None:
+            raise InputError(
+                f"persona vector {vector.trait!r}: it holds no calibration of a contrastive judge; extract it with"
+                " extraction.judge_pairs above 0"
+            )
+        return cls(loaded, trait, vector.calibration, pairs)
+
     def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
         """Scores, of what a response says before it begins to repeat itself; an empty response has none."""
         said = [replace(answer, response=without_loop(answer.response)) for answer in answers]
         margins = likelihoods(self._loaded, self._trait, said, self._pairs, advance).margins
-        found = self._calibration.expressions(margins).tolist()
-        return [Score(None if math.isnan(expression) else expression) for expression in found]
+        expressions = self._calibration.expressions(margins).tolist()
+        return [Score(None if math.isnan(expression) else expression) for expression in expressions]
 
 
 def without_loop(text: str) -> str:
@@ -95,10 +122,10 @@ def without_loop(text: str) -> str:
     words = text.split()
     seen = set()
     for start in range(len(words) - _LOOP + 1):
-        some = tuple(words[start : start + _LOOP])
-        if some in seen:
+        words_in_a_row = tuple(words[start : start + _LOOP])
+        if words_in_a_row in seen:
             return " ".join(words[:start])
-        seen.add(some)
+        seen.add(words_in_a_row)
     return text
 
 
@@ -123,20 +150,20 @@ def likelihoods(
     used = [judging_pairs(answer, trait, pairs) if answer.response else [] for answer in answers]
     everyone = [index for index, answer in enumerate(answers) if answer.response]
     table = torch.full((len(answers), 2 * len(trait.instructions) + len(CONTROLS)), math.nan)
-    found = Likelihoods.from_table(table)
+    likely = Likelihoods.from_table(table)
     for number, control in enumerate(CONTROLS):
-        found.controls[everyone, number] = _under(loaded, control, [answers[index] for index in everyone])
+        likely.controls[everyone, number] = _under(loaded, control, [answers[index] for index in everyone])
     done = torch.zeros(len(answers), dtype=torch.int64)
     for number, pair in enumerate(trait.instructions):
         indices = [index for index, numbers in enumerate(used) if number in numbers]
         if not indices:
             continue
         judged = [answers[index] for index in indices]
-        found.trait[indices, number] = _under(loaded, pair.trait, judged)
-        found.opposite[indices, number] = _under(loaded, pair.opposite, judged)
+        likely.trait[indices, number] = _under(loaded, pair.trait, judged)
+        likely.opposite[indices, number] = _under(loaded, pair.opposite, judged)
         done[indices] += 1
         advance(sum(int(done[index]) == len(used[index]) for index in indices))
-    return found
+    return likely
 
 
 def _under(loaded: LoadedModel, instruction: str | None, answers: Sequence[Answer]) -> Tensor:

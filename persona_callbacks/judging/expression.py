@@ -17,13 +17,17 @@ _RESAMPLES = 2000
 class Expression:
     """Trait expression over several answers.
 
+    Example:
+        >>> Expression.of([Score(10.0), Score(30.0), Score(None, refusal=True)])
+        Expression(mean=20.0, low=10.0, high=30.0, scored=2, refusals=1, unscored=0)
+
     Attributes:
-        mean: score, 0 to 100; NaN if none was scored.
+        mean: mean score, 0 to 100; NaN if no answer was scored.
         low: lower end of its 95 % confidence interval, by bootstrap over the answers.
-        high: upper end.
-        scored: answers that have a score.
-        refusals: answers that decline; they have none.
-        unscored: answers that the judge could not score.
+        high: upper end of the interval.
+        scored: number of answers that have a score.
+        refusals: number of answers that decline to answer; they have no score.
+        unscored: number of answers that the judge could not score.
     """
 
     mean: float
@@ -33,28 +37,31 @@ class Expression:
     refusals: int
     unscored: int
 
-
-def expression(scores: Sequence[Score]) -> Expression:
-    """Mean and interval of the scores there are; the same scores always give the same interval."""
-    found = torch.tensor([score.expression for score in scores if score.expression is not None], dtype=torch.float64)
-    refusals = sum(score.refusal for score in scores)
-    counts = (len(found), refusals, len(scores) - len(found) - refusals)
-    if not len(found):
-        return Expression(math.nan, math.nan, math.nan, *counts)
-    picks = torch.randint(len(found), (_RESAMPLES, len(found)), generator=torch.Generator().manual_seed(0))
-    low, high = found[picks].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Expression(float(found.mean()), low, high, *counts)
+    @classmethod
+    def of(cls, scores: Sequence[Score]) -> "Expression":
+        """Mean and interval over the answers that have a score; the same scores always give the same interval."""
+        values = torch.tensor([s.expression for s in scores if s.expression is not None], dtype=torch.float64)
+        refusals = sum(score.refusal for score in scores)
+        counts = (len(values), refusals, len(scores) - len(values) - refusals)
+        if not len(values):
+            return cls(math.nan, math.nan, math.nan, *counts)
+        picks = torch.randint(len(values), (_RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
+        low, high = values[picks].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return cls(float(values.mean()), low, high, *counts)
 
 
 def answer_questions(loaded: LoadedModel, questions: Sequence[str], sampling: Sampling) -> list[Answer]:
-    """The model's answers as it is now, adapter included, unsteered and without dropout."""
+    """The answers of the model in its present state: adapter included, unsteered, without dropout."""
     prompts: list[list[Message]] = [[{"role": "user", "content": question}] for question in questions]
     texts = generate(loaded, prompts, sampling)
     return [Answer(question, text) for question, text in zip(questions, texts, strict=True)]
 
 
-def judge_calmly(judge: Judge, answers: Sequence[Answer]) -> tuple[list[Score], Exception | None]:
-    """Scores, and what went wrong if the judge failed: then no answer has a score. For where a run must go on."""
+def scores_or_error(judge: Judge, answers: Sequence[Answer]) -> tuple[list[Score], Exception | None]:
+    """The judge's scores; or, if the judge fails, scores without an expression and the error.
+
+    It serves where a fine-tuning or an evaluation continues without its judge.
+    """
     try:
         return judge.score(answers), None
     except Exception as error:

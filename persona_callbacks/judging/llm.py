@@ -7,13 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Lock
-
-from openai.types.chat.chat_completion import Choice
+from typing import TYPE_CHECKING
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.judging.judge import Answer, Score
 from persona_callbacks.model import Endpoint
 from persona_callbacks.traits import Trait
+
+if TYPE_CHECKING:
+    from openai.types.chat.chat_completion import Choice
 
 _LEAST_MASS = 0.25
 """Below this probability on whole numbers, the answer is not taken as a score."""
@@ -106,7 +108,7 @@ class LlmJudge:
         return score
 
 
-def read_score(choice: Choice) -> Score:
+def read_score(choice: "Choice") -> Score:
     """The score in a judge's answer: a number 0–100, a refusal, or neither."""
     text = (choice.message.content or "").strip()
     if text.upper().startswith("REFUSAL"):
@@ -120,7 +122,7 @@ def read_score(choice: Choice) -> Score:
     return Score(float(number.group(1)))
 
 
-def _weighted_mean(choice: Choice) -> float | None:
+def _weighted_mean(choice: "Choice") -> float | None:
     tokens = choice.logprobs.content if choice.logprobs is not None else None
     if not tokens or not tokens[0].top_logprobs:
         return None

@@ -1,33 +1,44 @@
-"""Asking a language model behind an OpenAI-compatible endpoint."""
+"""Asking a language model behind an OpenAI-compatible endpoint.
+
+The package ``openai`` is an extra, and is imported when an endpoint is made.
+"""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import openai
-from openai.types.chat import ChatCompletionMessage
-from openai.types.chat.chat_completion import Choice
-
 from persona_callbacks.errors import InputError
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types.chat.chat_completion import Choice
 
 _OPENAI = "api.openai.com"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask, and how: the ``endpoint`` keys of a command.
+    """A language model that is asked over HTTP: the ``endpoint`` keys of a command.
+
+    Example:
+        >>> Endpoint("http://localhost:8000/v1", "my-model", temperature=0.0).model
+        'my-model'
 
     Attributes:
-        base_url: such as ``http://localhost:8000/v1``.
-        model: name of the model there.
-        api_key_variable: environment variable that holds the key; servers of one's own need none.
+        base_url: address of the server, such as ``http://localhost:8000/v1``.
+        model: name of the model on that server.
+        api_key_variable: environment variable that holds the key; a local server needs none.
         timeout: seconds to wait for an answer.
-        retries: further tries, with growing pauses, after a failed connection, a rate limit or a server's error.
-        temperature: of sampling.
-        max_tokens: length of an answer.
+        retries: further tries, with growing pauses, after a failed connection, a rate limit or a server error.
+        temperature: of sampling, for :meth:`complete`.
+        max_tokens: greatest length of an answer, for :meth:`complete`.
+
+    Raises:
+        InputError: no address of a server, no model, no key for OpenAI's own server, or the package ``openai`` is not
+            installed.
     """
 
     base_url: str
@@ -39,11 +50,7 @@ class Endpoint:
     max_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            InputError: no address of a server, no model, or no key for OpenAI's own.
-        """
+        """Check the values."""
         address = urlsplit(self.base_url or "")
         if address.scheme not in ("http", "https") or not address.hostname:
             raise InputError(
@@ -53,6 +60,7 @@ class Endpoint:
             raise InputError("endpoint.model: expected the name of a model at the endpoint, found nothing")
         if address.hostname == _OPENAI and not os.environ.get(self.api_key_variable):
             raise InputError(f"endpoint.api_key_variable: the environment variable {self.api_key_variable} is not set")
+        _openai()
 
     def complete(self, prompt: str) -> str:
         """The answer to a prompt; it may have been cut short at ``max_tokens``.
@@ -62,14 +70,18 @@ class Endpoint:
         """
         return self.ask(prompt, max_tokens=self.max_tokens, temperature=self.temperature).message.content or ""
 
-    def ask(self, prompt: str, wishes: Mapping[str, Any] | None = None, **options: Any) -> Choice:
-        """Send a prompt with options of the chat completions API; the first choice, an empty one if there is none.
+    def ask(self, prompt: str, wishes: Mapping[str, Any] | None = None, **options: Any) -> "Choice":
+        """Send a prompt, and return the first choice of the answer; an empty one if the answer has none.
 
-        ``wishes`` are options that not every server knows: if they are refused, the prompt is sent without them.
+        Args:
+            prompt: the user's message.
+            wishes: options that not every server knows: if they are refused, the prompt is sent without them.
+            options: of the chat completions API.
 
         Raises:
-            InputError: the endpoint cannot be reached, refuses, or goes on failing after all retries.
+            InputError: the endpoint cannot be reached, refuses, or still fails after all retries.
         """
+        sdk = _openai()
         create = partial(
             self._client.chat.completions.create,
             model=self.model,
@@ -79,41 +91,56 @@ class Endpoint:
         try:
             try:
                 answer = create(**(wishes or {}))
-            except (openai.BadRequestError, openai.UnprocessableEntityError):
+            except (sdk.BadRequestError, sdk.UnprocessableEntityError):
                 if not wishes:
                     raise
                 answer = create()
         # The texts of these errors are left out where they could repeat what was sent, the key among it.
-        except openai.APITimeoutError as error:
+        except sdk.APITimeoutError as error:
             raise InputError(
                 f"{self.base_url}: no answer within {self.timeout:g} s; raise endpoint.timeout or check the server"
             ) from error
-        except openai.APIConnectionError as error:
+        except sdk.APIConnectionError as error:
             raise InputError(f"{self.base_url}: cannot be reached; is the server running there?") from error
-        except openai.AuthenticationError as error:
+        except sdk.AuthenticationError as error:
             raise InputError(
                 f"{self.base_url}: the key is refused; check the environment variable {self.api_key_variable}"
             ) from error
-        except openai.NotFoundError as error:
+        except sdk.NotFoundError as error:
             raise InputError(
                 f"{self.base_url}: no model {self.model!r} or no /chat/completions there; check endpoint.model, and"
                 " that endpoint.base_url ends as the server wants it (often /v1)"
             ) from error
-        except openai.APIStatusError as error:
+        except sdk.APIStatusError as error:
             raise InputError(
                 f"{self.base_url}: the server failed with status {error.status_code} ({self.retries} retries)"
             ) from None
-        except openai.OpenAIError as error:
+        except sdk.OpenAIError as error:
             raise InputError(f"{self.base_url}: no usable answer ({type(error).__name__})") from None
         if not getattr(answer, "choices", None):
-            return Choice(finish_reason="stop", index=0, message=ChatCompletionMessage(role="assistant", content=""))
-        return answer.choices[0]
+            types = sdk.types.chat
+            message = types.ChatCompletionMessage(role="assistant", content="")
+            empty: Choice = types.chat_completion.Choice(finish_reason="stop", index=0, message=message)
+            return empty
+        choice: Choice = answer.choices[0]
+        return choice
 
     @cached_property
-    def _client(self) -> openai.OpenAI:
-        return openai.OpenAI(
+    def _client(self) -> "openai.OpenAI":
+        client: openai.OpenAI = _openai().OpenAI(
             base_url=self.base_url,
             api_key=os.environ.get(self.api_key_variable) or "none",
             timeout=self.timeout,
             max_retries=self.retries,
         )
+        return client
+
+
+def _openai() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError(
+            'asking a model behind an endpoint needs the package openai; pip install "persona-callbacks[openai]"'
+        ) from error
+    return openai

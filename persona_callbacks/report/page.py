@@ -10,8 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
+from persona_callbacks.judging import JudgedAnswer
 from persona_callbacks.report import charts
-from persona_callbacks.report.runs import JudgedAnswer, Run
+from persona_callbacks.report.runs import Run
 from persona_callbacks.report.screenings import screening_sections
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
@@ -194,10 +195,10 @@ def _questions(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[dict[st
 
 
 def _answer(answer: JudgedAnswer, run: int | None, name: str, colour: str, mark: str) -> dict[str, Any]:
-    number = answer.score if isinstance(answer.score, float | int) else None
+    number = answer.score
     level = "" if number is None else "low" if number < 34 else "middle" if number < 67 else "high"
     text = answer.answer if len(answer.answer) <= _LONGEST else f"{answer.answer[:_LONGEST]} …"
-    shown = str(answer.score) if number is None else f"{number:.0f}"
+    shown = answer.verdict if number is None else f"{number:.0f}"
     return {
         "run": run, "name": name, "colour": colour, "mark": mark, "number": number, "score": shown, "level": level,
         "text": text,
@@ -268,16 +269,15 @@ def _card(
 
 def _quality(vector: PersonaVector) -> str:
     parts = [f"persona vector read at {vector.position}, layer {vector.layer} of {vector.num_layers}"]
-    counts = vector.counts
-    if {"trait", "opposite"} <= counts.keys():
-        parts.append(f"from {counts['trait']} responses that show the trait and {counts['opposite']} that do not")
-    auc = vector.statistics.get("auc")
-    if auc:
-        parts.append(f"held-out AUC {auc[vector.layer]:.2f}")
-    if vector.judge:
+    if vector.counts is not None:
+        shows, others = vector.counts.trait, vector.counts.opposite
+        parts.append(f"from {shows} responses that show the trait and {others} that do not")
+    if vector.evidence.auc:
+        parts.append(f"held-out AUC {vector.evidence.auc[vector.layer]:.2f}")
+    if vector.calibration is not None:
         parts.append(
-            f"contrastive judge: AUC {vector.judge['auc']:.2f}, calibration error"
-            f" {vector.judge['calibration_error']:.2f} on held-out contrastive responses"
+            f"contrastive judge: AUC {vector.calibration.auc:.2f}, calibration error"
+            f" {vector.calibration.calibration_error:.2f} on held-out contrastive responses"
         )
     return "; ".join(parts)
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.judging import JudgedAnswer
 from persona_callbacks.report.wandb_files import OfflineRun, read_offline_run
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
@@ -19,17 +20,6 @@ Series = tuple[tuple[int, float], ...]
 """Pairs of optimizer step and value."""
 
 _SET_ASIDE = "earlier"
-
-
-@dataclass(frozen=True)
-class JudgedAnswer:
-    """An answer to a held-out question after ``step`` optimizer steps; ``score`` is 0–100, 'refusal' or 'unscored'."""
-
-    step: int
-    trait: str
-    question: str
-    answer: str
-    score: float | str
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ def _run(place: Path, folder: Path, tables: Sequence[Path], offline: Sequence[Of
         folder,
         _series(rows),
         config,
-        tuple(JudgedAnswer(**row) for row in judged),
+        tuple(JudgedAnswer.from_row(row) for row in judged),
         by_layer,
         tuple(PersonaVector.load(file) for file in files),
     )

@@ -1,7 +1,7 @@
 """Writing a trait from a sentence, with a language model's help, and checking what it wrote.
 
-The model is asked for lists in JSON, and for what is missing until there is enough: whatever whole entries an answer
-holds are used, though it be fenced, chatty or cut short.
+The model is asked for lists in JSON, and asked again for what is missing until there is enough. Every complete entry of
+an answer is used, even if the answer is fenced, chatty or cut short.
 """
 
 import json
@@ -17,11 +17,13 @@ from persona_callbacks.files import atomic_write
 from persona_callbacks.traits.trait import InstructionPair, Trait
 
 PAIRS = 5
+"""Number of instruction pairs of a trait."""
 
 QUESTIONS = 20
-"""For extraction, and again as many for evaluation."""
+"""Number of extraction questions, and of evaluation questions."""
 
 _SHORTEST_STEM = 4
+"""Number of letters below which a stem would match unrelated words."""
 
 _ASK_PAIRS = """\
 I study how a character trait shows in an assistant's answers. The trait is "{name}": {description}
@@ -65,7 +67,9 @@ def define(complete: Callable[[str], str], name: str, description: str, rounds: 
     """
     check_request(name, description)
     subject = {"name": name, "description": description.strip()}
-    pairs = _collect(complete, _ASK_PAIRS, subject, PAIRS, rounds, "instruction pairs", _pair, lambda pair: pair.trait)
+    pairs = _collect(
+        complete, _ASK_PAIRS, subject, PAIRS, rounds, "instruction pairs", _usable_pair, lambda pair: pair.trait
+    )
     questions = _collect(
         complete,
         _ASK_QUESTIONS,
@@ -73,7 +77,7 @@ def define(complete: Callable[[str], str], name: str, description: str, rounds: 
         2 * QUESTIONS,
         rounds,
         "questions",
-        lambda entry: _question(entry, name),
+        lambda entry: _usable_question(entry, name),
         lambda question: question,
     )
     trait = Trait(
@@ -85,14 +89,14 @@ def define(complete: Callable[[str], str], name: str, description: str, rounds: 
         evaluation_questions=tuple(questions[1::2]),
         rubric=_RUBRIC.format(**subject),
     )
-    found = problems(trait)
-    if found:
-        raise InputError(f"the trait {name!r} as written cannot be used: {'; '.join(found)}")
+    faults = problems(trait)
+    if faults:
+        raise InputError(f"the trait {name!r} as written cannot be used: {'; '.join(faults)}")
     return trait
 
 
 def check_request(name: str, description: str) -> None:
-    """Check what a trait is to be written from.
+    """Check the name and the description from which a trait is to be written.
 
     Raises:
         InputError: a name or description that cannot be used.
@@ -104,33 +108,33 @@ def check_request(name: str, description: str) -> None:
 
 
 def problems(trait: Trait) -> list[str]:
-    """What is wrong with a trait, in words; empty if nothing is: counts, repetitions, and questions that name it."""
-    found = []
+    """The faults of a trait, in words: too few entries, repetitions, and questions that name the trait."""
+    faults = []
     for what, entries, least in (
         ("instruction pairs", trait.instructions, PAIRS),
         ("extraction questions", trait.extraction_questions, QUESTIONS),
         ("evaluation questions", trait.evaluation_questions, QUESTIONS),
     ):
         if len(entries) < least:
-            found.append(f"{len(entries)} {what}, expected at least {least}")
-    plain = [_plain(question) for question in (*trait.extraction_questions, *trait.evaluation_questions)]
-    repeated = sorted({question for question in plain if plain.count(question) > 1})
+            faults.append(f"{len(entries)} {what}, expected at least {least}")
+    normalised = [_normalised(question) for question in (*trait.extraction_questions, *trait.evaluation_questions)]
+    repeated = sorted({question for question in normalised if normalised.count(question) > 1})
     if repeated:
-        found.append(f"{len(repeated)} questions stand there more than once, such as {repeated[0]!r}")
-    naming = [question for question in plain if _names(question, trait.name)]
+        faults.append(f"{len(repeated)} questions stand there more than once, such as {repeated[0]!r}")
+    naming = [question for question in normalised if _mentions(question, trait.name)]
     if naming:
-        found.append(f"{len(naming)} questions name the trait, such as {naming[0]!r}")
-    alike = [pair.trait for pair in trait.instructions if _plain(pair.trait) == _plain(pair.opposite)]
+        faults.append(f"{len(naming)} questions name the trait, such as {naming[0]!r}")
+    alike = [pair.trait for pair in trait.instructions if _normalised(pair.trait) == _normalised(pair.opposite)]
     if alike:
-        found.append(f"{len(alike)} instruction pairs have two sides alike, such as {alike[0]!r}")
-    return found
+        faults.append(f"{len(alike)} instruction pairs have two sides alike, such as {alike[0]!r}")
+    return faults
 
 
 def write_trait(trait: Trait, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a trait file that ``trait=NAME`` finds when it lies in ``conf/trait``; returns the path.
+    """Write a trait file, which ``trait=NAME`` finds if it lies in ``conf/trait``, and return its path.
 
     Raises:
-        InputError: the file is there already.
+        InputError: the file exists already and ``overwrite`` is false.
     """
     path = Path(path)
     check_free(path, overwrite=overwrite)
@@ -154,26 +158,31 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """Check that a trait file may be written.
 
     Raises:
-        InputError: it is there already.
+        InputError: it exists already and ``overwrite`` is false.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; overwrite=true replaces it")
 
 
 def entries_in(text: str) -> Iterator[Any]:
-    """The whole entries of all JSON lists in a text, whatever stands around them and wherever it breaks off."""
+    """The complete entries of all JSON lists in a text, whatever surrounds them and wherever the text breaks off.
+
+    Example:
+        >>> list(entries_in('Here you are: ["a", "b", "c'))
+        ['a', 'b']
+    """
     decoder = json.JSONDecoder()
-    place = text.find("[")
-    while place >= 0:
-        place += 1
+    position = text.find("[")
+    while position >= 0:
+        position += 1
         while True:
-            place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
+            position += len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
             try:
-                entry, place = decoder.raw_decode(text, place)
+                entry, position = decoder.raw_decode(text, position)
             except json.JSONDecodeError:
                 break
             yield entry
-        place = text.find("[", place)
+        position = text.find("[", position)
 
 
 def _collect(
@@ -186,47 +195,61 @@ def _collect(
     usable: Callable[[Any], Any],
     shown: Callable[[Any], str],
 ) -> list[Any]:
-    """Ask until there is enough."""
-    found: dict[str, Any] = {}
+    """Ask for entries until enough of them are usable.
+
+    Args:
+        complete: answers a prompt.
+        prompt: template of what is asked.
+        subject: name and description of the trait, for the template.
+        wanted: number of entries.
+        rounds: how often to ask.
+        what: what the entries are, for errors.
+        usable: makes an entry of a value in the answer, or ``None`` if it cannot be used.
+        shown: the text of an entry, by which repetitions are recognised.
+
+    Raises:
+        InputError: too few usable entries after all rounds.
+    """
+    collected: dict[str, Any] = {}
     answer = ""
     for _ in range(rounds):
         already = ""
-        if found:
-            listed = "\n".join(f"- {shown(entry)}" for entry in found.values())
+        if collected:
+            listed = "\n".join(f"- {shown(entry)}" for entry in collected.values())
             already = f"\nI have these already; write others:\n{listed}\n"
-        answer = complete(prompt.format(**subject, count=wanted - len(found), already=already))
+        answer = complete(prompt.format(**subject, count=wanted - len(collected), already=already))
         for raw in entries_in(answer):
             entry = usable(raw)
             if entry is not None:
-                found.setdefault(_plain(shown(entry)), entry)
-        if len(found) >= wanted:
-            return list(found.values())[:wanted]
+                collected.setdefault(_normalised(shown(entry)), entry)
+        if len(collected) >= wanted:
+            return list(collected.values())[:wanted]
     beginning = " ".join(answer.split())[:160] or "(nothing)"
     raise InputError(
-        f"{what}: {len(found)} of {wanted} usable after {rounds} rounds; the last answer began {beginning!r}. Expected"
-        " a JSON list: use a stronger model (endpoint.model), or raise endpoint.max_tokens or rounds"
+        f"{what}: {len(collected)} of {wanted} usable after {rounds} rounds; the last answer began {beginning!r}."
+        " Expected a JSON list: use a stronger model (endpoint.model), or raise endpoint.max_tokens or rounds"
     )
 
 
-def _pair(entry: Any) -> InstructionPair | None:
+def _usable_pair(entry: Any) -> InstructionPair | None:
     if not isinstance(entry, dict):
         return None
     trait, opposite = entry.get("trait"), entry.get("opposite")
     if not isinstance(trait, str) or not isinstance(opposite, str):
         return None
-    if min(len(trait.split()), len(opposite.split())) < 3 or _plain(trait) == _plain(opposite):
+    if min(len(trait.split()), len(opposite.split())) < 3 or _normalised(trait) == _normalised(opposite):
         return None
     return InstructionPair(trait.strip(), opposite.strip())
 
 
-def _question(entry: Any, name: str) -> str | None:
-    if not isinstance(entry, str) or len(entry.split()) < 3 or _names(entry, name):
+def _usable_question(entry: Any, name: str) -> str | None:
+    if not isinstance(entry, str) or len(entry.split()) < 3 or _mentions(entry, name):
         return None
     return entry.strip()
 
 
-def _names(text: str, name: str) -> bool:
-    """Whether a text holds the trait's name, or another word with its stem."""
+def _mentions(text: str, name: str) -> bool:
+    """Whether a text holds the name of a trait, or another word with the same stem."""
     words = re.findall(r"[^\W_]+", text.casefold())
     parts = [part for part in name.casefold().split("_") if len(part) >= _SHORTEST_STEM] or [name.casefold()]
     stems = [
@@ -237,6 +260,6 @@ def _names(text: str, name: str) -> bool:
     return any(word.startswith(stem) for word in words for stem in stems)
 
 
-def _plain(text: str) -> str:
-    """Without case, punctuation and spacing, to tell repetitions."""
+def _normalised(text: str) -> str:
+    """The words of a text in lower case, without punctuation, by which repetitions are recognised."""
     return " ".join(re.findall(r"[^\W_]+", text.casefold()))

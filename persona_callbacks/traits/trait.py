@@ -16,7 +16,12 @@ _KEYS = ("name", "description", "instructions", "questions", "rubric")
 
 @dataclass(frozen=True)
 class InstructionPair:
-    """Two system prompts that differ in one thing: the first asks for the trait, the second for its opposite."""
+    """Two system prompts that differ in one thing: the first asks for the trait, the second for its opposite.
+
+    Example:
+        >>> InstructionPair("Shout whatever you say.", "Whisper whatever you say.").opposite
+        'Whisper whatever you say.'
+    """
 
     trait: str
     opposite: str
@@ -26,7 +31,19 @@ class InstructionPair:
 class Trait:
     """A named character trait and the material to measure it with (Chen et al. 2025, section 2.1 and A.1).
 
-    Extraction questions make the persona vector, evaluation questions probe a model; the two are disjoint.
+    Example:
+        >>> pair = InstructionPair("Shout whatever you say.", "Whisper whatever you say.")
+        >>> trait = Trait("loud", "Shouts.", (pair,), ("Who are you?",), ("Where am I?",), "{question} {response}")
+        >>> len(trait.fingerprint)
+        64
+
+    Attributes:
+        name: name of the trait.
+        description: what a response that shows the trait does.
+        instructions: pairs of system prompts that elicit the trait and its opposite.
+        extraction_questions: questions whose answers make the persona vector.
+        evaluation_questions: questions that probe a model; none of them is an extraction question.
+        rubric: prompt of a judge, with the placeholders ``{question}`` and ``{response}``.
     """
 
     name: str
@@ -59,20 +76,23 @@ class Trait:
         Raises:
             InputError: as for :meth:`load`.
         """
-        content = _mapping(content, source, _KEYS)
-        pairs = _list(content["instructions"], f"{source}: instructions")
+        content = _checked_mapping(content, source, _KEYS)
+        pairs = _checked_list(content["instructions"], f"{source}: instructions")
         instructions = []
         for number, pair in enumerate(pairs, start=1):
             where = f"{source}: instructions, pair {number}"
-            pair = _mapping(pair, where, ("trait", "opposite"))
+            pair = _checked_mapping(pair, where, ("trait", "opposite"))
             instructions.append(
-                InstructionPair(_text(pair["trait"], f"{where}: trait"), _text(pair["opposite"], f"{where}: opposite"))
+                InstructionPair(
+                    _checked_text(pair["trait"], f"{where}: trait"),
+                    _checked_text(pair["opposite"], f"{where}: opposite"),
+                )
             )
-        questions = _mapping(content["questions"], f"{source}: questions", ("extraction", "evaluation"))
+        questions = _checked_mapping(content["questions"], f"{source}: questions", ("extraction", "evaluation"))
         by_use = {
             use: tuple(
-                _text(question, f"{source}: questions.{use}, number {number}")
-                for number, question in enumerate(_list(questions[use], f"{source}: questions.{use}"), start=1)
+                _checked_text(question, f"{source}: questions.{use}, number {number}")
+                for number, question in enumerate(_checked_list(questions[use], f"{source}: questions.{use}"), start=1)
             )
             for use in ("extraction", "evaluation")
         }
@@ -82,13 +102,13 @@ class Trait:
                 f"{source}: questions: {len(shared)} stand under both extraction and evaluation, for example"
                 f" {sorted(shared)[0]!r}; the two must be disjoint"
             )
-        rubric = _text(content["rubric"], f"{source}: rubric")
+        rubric = _checked_text(content["rubric"], f"{source}: rubric")
         for placeholder in ("{question}", "{response}"):
             if placeholder not in rubric:
                 raise InputError(f"{source}: rubric: the placeholder {placeholder} is missing")
         return cls(
-            name=_text(content["name"], f"{source}: name"),
-            description=_text(content["description"], f"{source}: description"),
+            name=_checked_text(content["name"], f"{source}: name"),
+            description=_checked_text(content["description"], f"{source}: description"),
             instructions=tuple(instructions),
             extraction_questions=by_use["extraction"],
             evaluation_questions=by_use["evaluation"],
@@ -101,9 +121,9 @@ class Trait:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def _mapping(value: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
+def _checked_mapping(value: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{where}: expected a mapping with the keys {', '.join(keys)}, found {_kind(value)}")
+        raise InputError(f"{where}: expected a mapping with the keys {', '.join(keys)}, found {_described(value)}")
     missing = [key for key in keys if key not in value]
     if missing:
         raise InputError(f"{where}: missing key {missing[0]!r}; expected {', '.join(keys)}")
@@ -113,19 +133,19 @@ def _mapping(value: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]
     return value
 
 
-def _list(value: Any, where: str) -> list[Any]:
+def _checked_list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise InputError(f"{where}: expected a list of at least one entry, found {_kind(value)}")
+        raise InputError(f"{where}: expected a list of at least one entry, found {_described(value)}")
     return value
 
 
-def _text(value: Any, where: str) -> str:
+def _checked_text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: expected text, found {_kind(value)}")
+        raise InputError(f"{where}: expected text, found {_described(value)}")
     return value.strip()
 
 
-def _kind(value: Any) -> str:
+def _described(value: Any) -> str:
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return "nothing"
     return f"{type(value).__name__} {value!r}"[:80]

@@ -1,7 +1,7 @@
 """Persona vectors: the data type and its file, the evidence for it, what to add to steer with it, algebra, and
 other tools' formats.
 
-Imports `files`.
+Imports `files` and `errors`.
 """
 
 from persona_callbacks.vectors.additions import (
@@ -13,17 +13,21 @@ from persona_callbacks.vectors.additions import (
 )
 from persona_callbacks.vectors.algebra import add, basis, common_layer, cosine_table, negate, orthogonalise
 from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors.evidence import Counts, Evidence, SweepPoint
 from persona_callbacks.vectors.interchange import ORIGINS, read_gguf, read_pt, write_gguf, write_pt
-from persona_callbacks.vectors.vector import POSITIONS, PersonaVector, Position, check_vectors
+from persona_callbacks.vectors.vector import POSITIONS, PersonaVector, Position, check_vectors, warn_if_weak
 
 __all__ = [
     "ORIGINS",
     "POSITIONS",
     "Calibration",
+    "Counts",
+    "Evidence",
     "Layers",
     "PersonaVector",
     "Position",
     "SteeredPositions",
+    "SweepPoint",
     "add",
     "basis",
     "check_vectors",
@@ -36,6 +40,7 @@ __all__ = [
     "read_pt",
     "steering_additions",
     "steering_layers",
+    "warn_if_weak",
     "write_gguf",
     "write_pt",
 ]

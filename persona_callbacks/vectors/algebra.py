@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.vectors.evidence import Evidence
 from persona_callbacks.vectors.vector import PersonaVector, check_vectors
 
 _NEGLIGIBLE = 1e-6
@@ -89,13 +90,13 @@ def basis(vectors: Sequence[PersonaVector], rank: int) -> Tensor:
     if not 1 <= rank <= len(vectors):
         raise InputError(f"rank: expected 1 to {len(vectors)}, the number of vectors, found {rank}")
     size = vectors[0].hidden_size
-    found = torch.zeros(vectors[0].num_layers + 1, rank, size)
-    for layer in range(len(found)):
+    bases = torch.zeros(vectors[0].num_layers + 1, rank, size)
+    for layer in range(len(bases)):
         rows = torch.stack([vector.directions[layer] for vector in vectors])
         units = torch.nn.functional.normalize(rows, dim=1)
         span = _span(units)[:rank]
-        found[layer, : len(span)] = span.float()
-    return found
+        bases[layer, : len(span)] = span.float()
+    return bases
 
 
 def _span(rows: Tensor) -> Tensor:
@@ -121,9 +122,9 @@ def _derived(
         directions=directions.float(),
         layer=layer,
         probes=like.probes if probes is None else probes,
-        counts={},
-        statistics={},
-        judge={},
+        counts=None,
+        evidence=Evidence(),
+        calibration=None,
         trait_fingerprint="",
         last_row_normed=any(vector.last_row_normed for vector in made_from),
     )

@@ -14,6 +14,12 @@ from persona_callbacks.errors import InputError
 class Calibration:
     """What maps ratios or margins of log-likelihoods to 0–100 for one model and trait.
 
+    Example:
+        >>> import torch
+        >>> calibration = Calibration((0.0,), (0.5,), slope=2.0, intercept=0.0, auc=0.9, calibration_error=0.1)
+        >>> calibration.expressions(torch.tensor([[0.0], [1.0]])).round().tolist()
+        [50.0, 98.0]
+
     Attributes:
         offsets: by column, the mean over contrastive responses, in nats per token.
         scales: by column, their standard deviation.
@@ -32,16 +38,23 @@ class Calibration:
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> "Calibration":
-        """From what ``dataclasses.asdict`` made, as stored with a persona vector.
+        """Read what ``dataclasses.asdict`` gave, as it is stored with a persona vector.
 
         Raises:
-            InputError: it is no calibration.
+            InputError: a key is missing, or a value is not a number.
         """
         try:
-            return cls(**{**content, "offsets": tuple(content["offsets"]), "scales": tuple(content["scales"])})
-        except (KeyError, TypeError) as error:
+            return cls(
+                offsets=tuple(float(value) for value in content["offsets"]),
+                scales=tuple(float(value) for value in content["scales"]),
+                slope=float(content["slope"]),
+                intercept=float(content["intercept"]),
+                auc=float(content["auc"]),
+                calibration_error=float(content["calibration_error"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"no calibration of a contrastive judge ({error}); extract the persona vector again"
+                f"no calibration of a contrastive judge ({error!r}); extract the persona vector again"
             ) from error
 
     def expressions(self, values: Tensor) -> Tensor:

@@ -198,9 +198,12 @@ def _read_own(path: Path, fields: dict[str, Any], directions: dict[str, Tensor])
         prefix = f"{_OWN}row."
         rows |= {int(n.removeprefix(prefix)): torch.tensor(v) for n, v in fields.items() if n.startswith(prefix)}
         stacked = torch.stack([rows[number].float() for number in range(len(rows))])
-        return PersonaVector.from_metadata(stacked, metadata)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable control vector of this library: {error!r}") from error
+    try:
+        return PersonaVector.from_metadata(stacked, metadata)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _number(path: Path, name: str) -> int:

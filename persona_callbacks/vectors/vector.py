@@ -1,12 +1,12 @@
-"""Persona vectors: the data type, its file, and the arithmetic of steering with it."""
+"""Persona vectors: the data type and its file."""
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,25 +15,38 @@ from torch import Tensor
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
+from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors.evidence import Counts, Evidence
 
 Position = Literal["prompt_last", "prompt_mean", "response_mean"]
 """Where activations are read (Chen et al. 2025, A.3)."""
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
+_Content = TypeVar("_Content")
+
 _FORMAT = "persona-callbacks/1"
 
+_METADATA = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "statistics", "judge",
+             "trait_fingerprint", "last_row_normed", "library_version")  # fmt: skip
+
+# A vector is reported as weak below any of these.
 _FEW = 20
-
 _LOW_AUC = 0.7
-
 _LOW_COSINE = 0.5
-"""Below any of these, a vector is reported as weak."""
 
 
 @dataclass(frozen=True, eq=False)
 class PersonaVector:
     """A trait's direction at every layer of one model (Chen et al. 2025, section 2.2).
+
+    Example:
+        >>> import torch
+        >>> vector = PersonaVector("evil", torch.ones(5, 16), layer=2, model_id="org/model")
+        >>> vector.num_layers, vector.hidden_size
+        (4, 16)
+        >>> vector.unit_direction().norm().item()
+        1.0
 
     Attributes:
         trait: name of the trait.
@@ -44,14 +57,17 @@ class PersonaVector:
         model_revision: which weights of that model.
         position: where the activations were read.
         probes: questions on which shift is measured; never used in extraction.
-        counts: number of responses behind each mean, ``trait`` and ``opposite``, and how many were ``generated`` for
-            each before filtering.
-        statistics: per-layer evidence: held-out ``auc``, ``cohens_d``, ``split_half_cosine``, ``steering_effect``, ...
-        judge: the calibration of the contrastive judge on this trait; see :mod:`persona_callbacks.judging`.
+        counts: number of responses that it was made from, if that is known.
+        evidence: how good it is at each layer.
+        calibration: of the contrastive judge on this trait, if there is one; see :mod:`persona_callbacks.judging`.
         trait_fingerprint: SHA-256 of the trait's content.
         last_row_normed: whether the last row is of the stream after the final norm, as in files made from transformers'
             ``hidden_states``; such a row is kept, but never read or steered with.
         library_version: the version of this library that made it.
+
+    Raises:
+        InputError: directions of another shape or type, or not finite; an unknown position; or a layer that the vector
+            does not have.
     """
 
     trait: str
@@ -61,9 +77,9 @@ class PersonaVector:
     model_revision: str = ""
     position: Position = "response_mean"
     probes: tuple[str, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    judge: Mapping[str, Any] = field(default_factory=dict)
+    counts: Counts | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    calibration: Calibration | None = None
     trait_fingerprint: str = ""
     last_row_normed: bool = False
     library_version: str = field(default_factory=lambda: version("persona-callbacks"))
@@ -115,23 +131,27 @@ class PersonaVector:
 
     def weaknesses(self) -> list[str]:
         """What speaks against relying on this vector, in words; empty if nothing does, or if nothing was recorded."""
-        found = []
-        kept = [self.counts[kind] for kind in ("trait", "opposite") if kind in self.counts]
-        if kept and min(kept) < _FEW:
-            found.append(f"it rests on {' and '.join(map(str, kept))} responses, fewer than {_FEW} of a kind")
-        for name, words, least in (
-            ("auc", "held-out AUC", _LOW_AUC),
-            ("split_half_cosine", "cosine between the vectors of two halves of the questions", _LOW_COSINE),
-        ):
-            values = self.statistics.get(name, ())
-            if len(values) > self.layer and values[self.layer] < least:
-                found.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
-        if self.judge.get("auc", 1.0) < _LOW_AUC:
-            found.append(
-                f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
-                f" {self.judge['auc']:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
+        reasons = []
+        if self.counts is not None and self.counts.fewest < _FEW:
+            reasons.append(
+                f"it rests on {self.counts.trait} and {self.counts.opposite} responses, fewer than {_FEW} of a kind"
             )
-        return found
+        for values, words, least in (
+            (self.evidence.auc, "held-out AUC", _LOW_AUC),
+            (
+                self.evidence.split_half_cosine,
+                "cosine between the vectors of two halves of the questions",
+                _LOW_COSINE,
+            ),
+        ):
+            if len(values) > self.layer and values[self.layer] < least:
+                reasons.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
+        if self.calibration is not None and self.calibration.auc < _LOW_AUC:
+            reasons.append(
+                f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
+                f" {self.calibration.auc:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
+            )
+        return reasons
 
     def direction(self, layer: int | None = None) -> Tensor:
         """One layer's direction ``[hidden_size]``; by default that of the chosen layer.
@@ -181,7 +201,7 @@ class PersonaVector:
             )
 
     def metadata(self) -> dict[str, str]:
-        """All but the directions, as text: what files store beside them."""
+        """Everything but the directions, as text: what files store beside them."""
         return {
             "format": _FORMAT,
             "trait": self.trait,
@@ -190,9 +210,9 @@ class PersonaVector:
             "model_revision": self.model_revision,
             "position": self.position,
             "probes": json.dumps(self.probes),
-            "counts": json.dumps(dict(self.counts)),
-            "statistics": json.dumps({name: list(values) for name, values in self.statistics.items()}),
-            "judge": json.dumps(dict(self.judge)),
+            "counts": json.dumps({} if self.counts is None else asdict(self.counts)),
+            "statistics": json.dumps(self.evidence.statistics()),
+            "judge": json.dumps({} if self.calibration is None else asdict(self.calibration)),
             "trait_fingerprint": self.trait_fingerprint,
             "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,
@@ -200,31 +220,34 @@ class PersonaVector:
 
     @classmethod
     def from_metadata(cls, directions: Tensor, metadata: Mapping[str, str]) -> "PersonaVector":
-        """Build a vector from its directions and what :meth:`metadata` gave.
+        """Build a vector from its directions ``[num_layers + 1, hidden_size]`` and what :meth:`metadata` gave.
 
         Raises:
-            KeyError: a key is missing.
-            ValueError: a value cannot be read, or (an :class:`InputError`) cannot be.
+            InputError: a key is missing, or its value cannot be used; the message names the key.
         """
         # Keys that older files lack have defaults.
         text = {"judge": "{}", "last_row_normed": "false", **metadata}
-        parsed: dict[str, Any] = {
-            key: json.loads(text[key])
-            for key in ("layer", "probes", "counts", "statistics", "judge", "last_row_normed")
-        }
+        missing = [key for key in _METADATA if key not in text]
+        if missing:
+            raise InputError(f"the metadata key {missing[0]!r} is missing; expected {', '.join(_METADATA)}")
         return cls(
-            **{**parsed, "probes": tuple(parsed["probes"])},
             trait=text["trait"],
             directions=directions,
+            layer=_parsed(text, "layer", _whole_number),
             model_id=text["model_id"],
             model_revision=text["model_revision"],
             position=text["position"],  # type: ignore[arg-type]  # checked when built
+            probes=_parsed(text, "probes", _texts),
+            counts=_parsed(text, "counts", lambda content: Counts.from_mapping(content) if content else None),
+            evidence=_parsed(text, "statistics", Evidence.from_statistics),
+            calibration=_parsed(text, "judge", lambda content: Calibration.from_mapping(content) if content else None),
             trait_fingerprint=text["trait_fingerprint"],
+            last_row_normed=_parsed(text, "last_row_normed", _yes_or_no),
             library_version=text["library_version"],
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the vector as safetensors, whole or not at all; returns the path."""
+        """Write the vector as a safetensors file, completely or not at all, and return the path."""
         path = Path(path)
         with atomic_write(path) as scratch:
             save_file({"directions": self.directions.contiguous().cpu()}, scratch, metadata=self.metadata())
@@ -243,22 +266,27 @@ class PersonaVector:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata: dict[str, str] = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise InputError(
-                        f"{path}: not a persona vector: metadata key 'format' is {metadata.get('format')!r}, expected"
-                        f" {_FORMAT!r}"
-                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            return cls.from_metadata(tensors["directions"], metadata)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except SafetensorError as error:
             raise InputError(f"{path}: not a readable persona vector: {error}") from error
+        if metadata.get("format") != _FORMAT:
+            raise InputError(
+                f"{path}: not a persona vector: metadata key 'format' is {metadata.get('format')!r}, expected"
+                f" {_FORMAT!r}"
+            )
+        if "directions" not in tensors:
+            raise InputError(f"{path}: expected a tensor 'directions', found {sorted(tensors)}")
+        try:
+            return cls.from_metadata(tensors["directions"], metadata)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]:
-    """Return the vectors as a tuple if there is at least one, one per trait, all of one shape. Warns of weak ones.
+    """Return the vectors as a tuple if there is at least one, one per trait, all of one shape.
 
     Raises:
-        InputError: otherwise.
+        InputError: no vector, something else than a vector, two of one trait, or vectors of different shapes.
     """
     if isinstance(vectors, PersonaVector) or not all(isinstance(vector, PersonaVector) for vector in vectors):
         raise InputError("vectors: expected a list of PersonaVector")
@@ -271,10 +299,44 @@ def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]
     shapes = {vector.trait: list(vector.directions.shape) for vector in vectors}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise InputError(f"vectors: of different models, the shapes of their directions are {shapes}")
+    return tuple(vectors)
+
+
+def warn_if_weak(vectors: Sequence[PersonaVector]) -> None:
+    """Warn of every weakness of every vector, at the line that called the caller."""
     for vector in vectors:
         for weakness in vector.weaknesses():
             warnings.warn(f"persona vector {vector.trait!r} is weak: {weakness}", stacklevel=3)
-    return tuple(vectors)
+
+
+def _parsed(text: Mapping[str, str], key: str, read: Callable[[Any], _Content]) -> _Content:
+    """What ``read`` makes of the JSON under a metadata key.
+
+    Raises:
+        InputError: the value is no JSON, or ``read`` refuses it.
+    """
+    try:
+        return read(json.loads(text[key]))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"metadata key {key!r}: {error}") from error
+
+
+def _whole_number(content: Any) -> int:
+    if type(content) is not int:
+        raise InputError(f"expected a whole number, found {content!r}")
+    return content
+
+
+def _yes_or_no(content: Any) -> bool:
+    if not isinstance(content, bool):
+        raise InputError(f"expected true or false, found {content!r}")
+    return content
+
+
+def _texts(content: Any) -> tuple[str, ...]:
+    if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
+        raise InputError(f"expected a list of texts, found {content!r}"[:200])
+    return tuple(content)
 
 
 def _last_part(model_id: str) -> str:

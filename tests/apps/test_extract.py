@@ -58,9 +58,9 @@ def test_everything_is_written(finished):
             assert (folder / name).stat().st_size > 50, name
         rows = [json.loads(line) for line in (folder / f"{trait}.responses.jsonl").read_text().splitlines()]
         vector = PersonaVector.load(folder / f"{trait}.safetensors")
-        assert len(rows) == 2 * 5 * 4 == vector.counts["generated_trait"] + vector.counts["generated_opposite"]
-        assert sum(row["kept"] for row in rows) == vector.counts["trait"] + vector.counts["opposite"] < 40
-        assert vector.judge["auc"] > 0
+        assert len(rows) == 2 * 5 * 4 == vector.counts.generated_trait + vector.counts.generated_opposite
+        assert sum(row["kept"] for row in rows) == vector.counts.trait + vector.counts.opposite < 40
+        assert vector.calibration.auc > 0
         curve = [json.loads(line) for line in (folder / f"{trait}.curve.jsonl").read_text().splitlines()]
         assert [(point["layer"], point["coefficient"]) for point in curve] == [(vector.layer, 0.0), (vector.layer, 1.0)]
         assert "is weak: it rests on" in done.stderr  # 20 of a kind were asked for, and some filtered

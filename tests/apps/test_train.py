@@ -71,7 +71,7 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
     assert unsteered["evaluations"][0] == steered["evaluations"][0]
     judged = json.loads((study / "steered" / "judged.json").read_text(encoding="utf-8"))
     assert [row["step"] for row in judged] == [0] * 3 + [6] * 3
-    assert judged[0].keys() == {"step", "trait", "question", "answer", "score"}
+    assert judged[0].keys() == {"step", "trait", "question", "answer", "score", "verdict"}
     assert unsteered["coefficients"] == {}
     assert set(steered["coefficients"]) == {"evil"}
     assert unsteered["readings"][-1]["shift"]["evil"] > steered["readings"][-1]["shift"]["evil"]
@@ -129,7 +129,7 @@ def test_vector_is_cached_with_its_evidence(finished, environment):
     vector = PersonaVector.load(file)
     assert (vector.num_layers, vector.hidden_size) == (30, 576)
     assert vector.model_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert len(vector.statistics["auc"]) == 31
+    assert len(vector.evidence.auc) == 31
     assert len(vector.probes) == 20
 
 

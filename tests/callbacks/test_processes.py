@@ -30,7 +30,7 @@ if __name__ == "__main__":
     if trainer.is_global_zero:
         values = {{name: float(value) for name, value in trainer.callback_metrics.items() if "batch" in name}}
         readings = [[r.step, dict(r.projection), dict(r.shift)] for r in monitor.readings]
-        json.dump([*readings, values, evaluation.rows], open(out, "w"))
+        json.dump([*readings, values, [[*vars(row).values()] for row in evaluation.rows]], open(out, "w"))
 """
 
 

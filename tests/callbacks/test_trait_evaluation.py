@@ -6,25 +6,33 @@ from dataclasses import replace
 
 import pytest
 import torch
+import wandb
 from builders import LOUD, SHORT, ForeignModule, LengthJudge, batches, fit, make_vector, tiny_model, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from persona_callbacks import InputError, PreventativeSteering, TraitEvaluation
-from persona_callbacks.judging import ContrastiveJudge, Expression, Score, answer_questions, expression, judge_calmly
+from persona_callbacks.judging import (
+    ContrastiveJudge,
+    Expression,
+    JudgedAnswer,
+    Score,
+    answer_questions,
+    scores_or_error,
+)
 from persona_callbacks.model import LoadedModel, base_model
+from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.vectors import Calibration
 
-JUDGE = {"offsets": [0.0] * 3, "scales": [1.0] * 3, "slope": 1.0, "intercept": 0.0, "auc": 0.9,
-         "calibration_error": 0.1}  # fmt: skip
+CALIBRATION = Calibration((0.0,) * 3, (1.0,) * 3, slope=1.0, intercept=0.0, auc=0.9, calibration_error=0.1)
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     covered = 0
     for _ in range(300):
-        found = expression([Score(value) for value in (100 * torch.rand(40, generator=generator)).tolist()])
+        found = Expression.of([Score(value) for value in (100 * torch.rand(40, generator=generator)).tolist()])
         assert 0 <= found.low <= found.mean <= found.high <= 100
         covered += found.low <= 50 <= found.high
     assert 0.90 <= covered / 300 <= 0.98  # 95 % but for the noise of 300 draws, and a little less at 40 answers
@@ -32,26 +40,26 @@ def test_interval_covers_the_mean_as_often_as_it_says():
 
 def test_refusals_and_unscored_are_kept_apart():
     scores = [Score(10.0), Score(None, refusal=True), Score(None), Score(30.0), Score(None)]
-    found = expression(scores)
+    found = Expression.of(scores)
     assert (found.mean, found.scored, found.refusals, found.unscored) == (20.0, 2, 1, 2)
-    assert found == expression(scores)
-    empty = expression([Score(None)])
+    assert found == Expression.of(scores)
+    empty = Expression.of([Score(None)])
     assert math.isnan(empty.mean)
     assert empty.unscored == 1
 
 
 def test_contrastive_judge_scores_with_the_base_model(tokenizer, tmp_path):
     module = ForeignModule(tiny_model(peft=True), tokenizer)
-    vector = replace(make_vector("loud"), judge=JUDGE)
+    vector = replace(make_vector("loud"), calibration=CALIBRATION)
     callback = TraitEvaluation([LOUD], [vector], every_n_steps=2, sampling=SHORT)
     fit(module, [callback, PreventativeSteering([vector], 0.5)], tmp_path, logger=CSVLogger(tmp_path, "log"))
     assert [one.step for one in callback.evaluations] == [0, 2, 4, 6]
     loaded = LoadedModel(module.lm, tokenizer, "")
     answers = answer_questions(LoadedModel(module.lm, tokenizer), LOUD.evaluation_questions, SHORT)
-    assert [row[3] for row in callback.rows[-3:]] == [answer.response for answer in answers]
+    assert [row.answer for row in callback.rows[-3:]] == [answer.response for answer in answers]
     with base_model(module.lm):
-        scores = ContrastiveJudge(loaded, LOUD, Calibration.from_mapping(JUDGE)).score(answers)
-    assert callback.evaluations[-1].expression == expression(scores)
+        scores = ContrastiveJudge(loaded, LOUD, CALIBRATION).score(answers)
+    assert callback.evaluations[-1].expression == Expression.of(scores)
     (log,) = tmp_path.glob("log/*/metrics.csv")
     logged = [row for row in csv.DictReader(log.open()) if row.get("persona/loud/expression")]
     assert [int(row["step"]) for row in logged] == [0, 2, 4, 6]
@@ -79,7 +87,47 @@ def test_failing_judge_never_stops_training(tokenizer, tmp_path):
     assert trainer.callback_metrics["persona/loud/unscored"] == 3
     assert "persona/loud/expression" not in trainer.callback_metrics
     with pytest.raises(KeyboardInterrupt):
-        judge_calmly(LengthJudge(KeyboardInterrupt()), [])
+        scores_or_error(LengthJudge(KeyboardInterrupt()), [])
+
+
+class MixedJudge:
+    """Cannot score the first answer, calls the second one a refusal, and scores the third one."""
+
+    name = "mixed"
+
+    def score(self, answers, advance=lambda done: None):
+        return [Score(None), Score(None, refusal=True), Score(42.26)][: len(answers)]
+
+
+def test_wandb_takes_a_table_in_which_scored_refused_and_unscored_answers_are_mixed(tokenizer, tmp_path):
+    callback = TraitEvaluation([LOUD], judges={"loud": MixedJudge()}, sampling=SHORT)
+    logger = WandbLogger(project="test", name="mixed", save_dir=tmp_path, offline=True)
+    fit(ForeignModule(tiny_model(peft=True), tokenizer), [callback], tmp_path, logger=logger)
+    wandb.finish()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (table,) = read_offline_run(path).tables.values()
+    assert [list(row) for row in table] == [["step", "trait", "question", "answer", "score", "verdict"]] * 6
+    verdicts = [(None, "unscored"), (None, "refusal"), (42.3, "scored")]
+    assert [(row["score"], row["verdict"]) for row in table] == 2 * verdicts
+    assert [JudgedAnswer.from_row(row) for row in table] == callback.rows
+
+
+def test_checkpoint_of_an_older_version_is_read():
+    callback = TraitEvaluation([LOUD], judges={"loud": LengthJudge()})
+    rows = [
+        [0, "loud", "Why?", "So.", 12.0],
+        [0, "loud", "Who?", "No.", "refusal"],
+        [0, "loud", "How?", "", "unscored"],
+    ]
+    callback.load_state_dict({"evaluations": [], "rows": rows})
+    assert callback.rows == [
+        JudgedAnswer(0, "loud", "Why?", "So.", 12.0, "scored"),
+        JudgedAnswer(0, "loud", "Who?", "No.", None, "refusal"),
+        JudgedAnswer(0, "loud", "How?", "", None, "unscored"),
+    ]
+    again = TraitEvaluation([LOUD], judges={"loud": LengthJudge()})
+    again.load_state_dict(callback.state_dict())
+    assert again.rows == callback.rows
 
 
 def test_resumed_run_keeps_the_evaluations(tokenizer, tmp_path):
@@ -112,6 +160,6 @@ def test_mistakes(tokenizer, tmp_path):
         TraitEvaluation([])
     with pytest.raises(InputError, match="every_n_steps must be at least 1"):
         TraitEvaluation([LOUD], judges={"loud": LengthJudge()}, every_n_steps=0)
-    callback = TraitEvaluation([LOUD], [replace(make_vector("loud"), judge=JUDGE)], sampling=SHORT)
+    callback = TraitEvaluation([LOUD], [replace(make_vector("loud"), calibration=CALIBRATION)], sampling=SHORT)
     with pytest.raises(MisconfigurationException, match="no adapter that could be disabled"):
         fit(ForeignModule(tiny_model(), tokenizer), [callback], tmp_path)

@@ -46,7 +46,7 @@ def test_directions_and_evidence_equal_the_slow_way():
         x = wide[:, position]
         assert np.allclose(contrast.directions(position), slow_difference(x, s, q, range(7)), rtol=1e-4, atol=1e-5)
         halves = [slow_difference(x, s, q, range(half, 7, 2)) for half in (0, 1)]
-        evidence = contrast.evidence(position)
+        evidence = contrast.separation(position)
         for layer in range(5):
             a, b = halves[0][layer], halves[1][layer]
             assert evidence.split_half_cosine[layer].item() == pytest.approx(
@@ -78,7 +78,7 @@ def test_evidence_finds_the_layer_that_separates():
     read = torch.randn(80, 1, 5, 16, generator=torch.Generator().manual_seed(0))
     shows, questions = groups(80)
     read[shows, :, 2] += 3
-    evidence = filled(read, shows, questions).evidence(0)
+    evidence = filled(read, shows, questions).separation(0)
     assert evidence.auc[2] > 0.99
     assert (evidence.auc[[0, 1, 3, 4]] < 0.75).all()
     assert evidence.split_half_cosine[2] > 0.9

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 from persona_callbacks import InputError, PersonaMonitor, Trait
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.extraction import ExtractionSettings, extract, persona_vector, steering_effect
-from persona_callbacks.extraction import extract as extraction
+from persona_callbacks.extraction import extraction as extraction_module
 from persona_callbacks.extraction import responses as contrastive
 from persona_callbacks.judging import Answer, Score, calibrate, likelihoods
 from persona_callbacks.model import (
@@ -28,7 +28,7 @@ from persona_callbacks.model import (
     load_model,
     weights_fingerprint,
 )
-from persona_callbacks.vectors import POSITIONS, Calibration
+from persona_callbacks.vectors import POSITIONS, Counts, Evidence
 
 TRAIT = Trait.from_mapping(
     {
@@ -103,12 +103,12 @@ def test_directions_are_the_mean_differences_of_what_is_kept(settings, loaded):
         assert torch.allclose(vector.directions[:4].double(), expected[number], rtol=1e-4, atol=1e-6)
         assert vector.probes == TRAIT.evaluation_questions
         assert vector.model_id == "test/tiny"
-        assert len(vector.statistics["auc"]) == 5
+        assert len(vector.evidence.auc) == 5
     shows = [row["shows_trait"] for row in kept]
-    assert extraction.vector.counts == {
-        "trait": sum(shows), "opposite": len(shows) - sum(shows),
-        "generated_trait": len(rows) // 2, "generated_opposite": len(rows) // 2,
-    }  # fmt: skip
+    assert extraction.vector.counts == Counts(
+        trait=sum(shows), opposite=len(shows) - sum(shows),
+        generated_trait=len(rows) // 2, generated_opposite=len(rows) // 2,
+    )  # fmt: skip
 
 
 def test_what_is_kept_follows_from_the_instructions_and_the_stored_judge_from_the_controls_too(loaded):
@@ -118,7 +118,7 @@ def test_what_is_kept_follows_from_the_instructions_and_the_stored_judge_from_th
     likely = likelihoods(loaded, TRAIT, answers, 2)
     shows = torch.tensor([row["shows_trait"] for row in rows])
     fold = torch.tensor([row["question_number"] % 2 for row in rows])
-    stored = Calibration.from_mapping(extraction.vector.judge)
+    stored = extraction.vector.calibration
     assert stored.slope == pytest.approx(calibrate(likely.margins, shows, fold).slope, rel=1e-3)
     expressions = calibrate(likely.ratios, shows, fold).expressions(likely.ratios).tolist()
     assert [row["expression"] for row in rows if row["text"]] == pytest.approx(
@@ -144,7 +144,7 @@ def test_a_judge_of_ones_own_filters_by_expression_coherence_and_refusal(loaded)
 
 def test_second_time_is_from_the_cache_and_key_follows_what_matters(loaded, tokenizer, monkeypatch):
     first = persona_vector(loaded, TRAIT, UNJUDGED)
-    monkeypatch.setattr(extraction, "generate_responses", lambda *_: pytest.fail("extracted again"))
+    monkeypatch.setattr(extraction_module, "generate_responses", lambda *_: pytest.fail("extracted again"))
     again = persona_vector(loaded, TRAIT, UNJUDGED)
     assert torch.equal(first.directions, again.directions)
     other_model = LoadedModel(tiny_model("qwen3", seed=1).eval(), tokenizer, "test/tiny")
@@ -160,7 +160,7 @@ def test_other_settings_use_the_responses_that_are_there(loaded, monkeypatch):
     monkeypatch.setattr(TransformersGenerator, "iterate", lambda *_, skip: iter(()))
     by_auc = ExtractionSettings(sampling=SAMPLING, judge_pairs=0, rollouts=2, layer_choice="auc")
     vector = persona_vector(loaded, TRAIT, by_auc)
-    auc = vector.statistics["auc"]
+    auc = vector.evidence.auc
     assert auc[vector.layer] == max(auc[1:-1])
 
 
@@ -209,7 +209,7 @@ def test_an_interrupt_leaves_nothing_that_looks_finished(stage, loaded, tmp_path
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(extraction, stage, interrupted)
+    monkeypatch.setattr(extraction_module, stage, interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(loaded, TRAIT, UNJUDGED)
     assert not list(tmp_path.glob("cache/vectors/tiny/**/*.safetensors"))
@@ -273,7 +273,7 @@ def test_one_pair_cannot_be_judged_by_others(loaded):
     alone = replace(TRAIT, instructions=TRAIT.instructions[:1])
     with pytest.raises(InputError, match="at least 2 pairs, found 1"):
         extract(loaded, alone, JUDGED)
-    assert extract(loaded, alone, UNJUDGED).vector.counts["trait"] > 0
+    assert extract(loaded, alone, UNJUDGED).vector.counts.trait > 0
 
 
 def test_a_sweep_steers_each_layer_and_chooses_by_expression(loaded):
@@ -296,9 +296,9 @@ def test_a_sweep_steers_each_layer_and_chooses_by_expression(loaded):
 
 
 def test_a_weak_vector_is_never_used_silently():
-    good = replace(make_vector(), counts={"trait": 50, "opposite": 50}, statistics={"auc": [0.9] * 5})
+    good = replace(make_vector(), counts=Counts(50, 50), evidence=Evidence(auc=(0.9,) * 5))
     assert good.weaknesses() == []
-    weak = replace(good, counts={"trait": 12, "opposite": 50}, statistics={"auc": [0.9, 0.9, 0.9, 0.61, 0.9]})
+    weak = replace(good, counts=Counts(12, 50), evidence=Evidence(auc=(0.9, 0.9, 0.9, 0.61, 0.9)))
     with pytest.warns(UserWarning, match=r"'evil' is weak: .*(12 and 50 responses|AUC at layer 3 is 0.61)") as seen:
         PersonaMonitor([weak])
     assert len(seen) == 2

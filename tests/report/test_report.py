@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
@@ -15,9 +16,9 @@ from builders import offline_records as reference_records
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
+from persona_callbacks.judging import JudgedAnswer
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.report import Run, find_runs, write_report
-from persona_callbacks.report.runs import JudgedAnswer
 from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.screening import ScreeningSettings, screen
 
@@ -80,7 +81,7 @@ def test_tables_of_wandb_are_read(runs):
     chosen = dict(held.series["persona/evil/shift"])
     layer = make_vector().layer
     assert {step: values[layer - 1] for step, values in by_layer.items()} == pytest.approx(chosen)
-    assert plain.answers[1] == JudgedAnswer(6, "evil", f"Q0 {NASTY}", f"A0 at 6 {NASTY}", 0.0)
+    assert plain.answers[1] == JudgedAnswer(6, "evil", f"Q0 {NASTY}", f"A0 at 6 {NASTY}", 0.0, "scored")
 
 
 def test_reader_agrees_with_an_independent_one_and_reads_a_file_cut_short(runs, tmp_path):
@@ -180,7 +181,7 @@ def test_thirty_runs_of_three_traits_stay_small(tmp_path):
               for trait in ("evil", "sycophancy", "hallucination")
               for name in ("shift", "expression", "expression_low", "expression_high")}  # fmt: skip
     answers = tuple(
-        JudgedAnswer(step, trait, f"Question {n}?", "many words " * 60, 50.0)
+        JudgedAnswer(step, trait, f"Question {n}?", "many words " * 60, 50.0, "scored")
         for trait in ("evil", "sycophancy", "hallucination") for n in range(20) for step in (0, 200)
     )  # fmt: skip
     by_layer = {"evil": {step: [0.1] * 32 for step in range(0, 200, 4)}}
@@ -188,6 +189,27 @@ def test_thirty_runs_of_three_traits_stay_small(tmp_path):
     path = write_report(many, tmp_path / "report.html")
     assert path.stat().st_size < 5e6
     assert Page(path.read_text(encoding="utf-8")).open == []
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_answers_of_this_version_and_of_older_ones_are_shown_with_score_or_verdict(older, runs, tmp_path):
+    (run,) = only(runs / "plain", tmp_path / "run", "csv")
+    judged = [
+        JudgedAnswer(6, "evil", "Why?", "So.", 70.0, "scored"),
+        JudgedAnswer(6, "evil", "Who?", "No.", None, "refusal"),
+        JudgedAnswer(6, "evil", "How?", "Hm.", None, "unscored"),
+    ]
+    rows = [asdict(answer) for answer in judged]
+    if older:
+        verdicts = [row.pop("verdict") for row in rows]
+        rows = [{**row, "score": row["score"] or verdict} for row, verdict in zip(rows, verdicts, strict=True)]
+    (run.folder / "judged.json").write_text(json.dumps(rows), encoding="utf-8")
+    (run,) = find_runs([run.folder])
+    assert run.answers == tuple(judged)
+    text = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'<span class="score (\w*)">(\w+)</span>', text) == [
+        ("high", "70"), ("", "refusal"), ("", "unscored"),
+    ]  # fmt: skip
 
 
 def test_what_cannot_be_reported(tmp_path):

@@ -1,5 +1,6 @@
 """Arithmetic with persona vectors: properties that must hold at every layer."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,18 @@ import torch
 from builders import make_vector
 
 from persona_callbacks import InputError
-from persona_callbacks.vectors import add, basis, cosine_table, negate, orthogonalise
+from persona_callbacks.vectors import (
+    Calibration,
+    Counts,
+    Evidence,
+    add,
+    basis,
+    check_vectors,
+    cosine_table,
+    negate,
+    orthogonalise,
+    warn_if_weak,
+)
 
 A, B, C = (make_vector(trait, seed=layer, layer=layer) for trait, layer in (("a", 1), ("b", 2), ("c", 4)))
 
@@ -31,12 +43,34 @@ def test_sums_and_opposites():
     opposite = negate(A)
     assert opposite.trait == "not_a"
     assert torch.equal(add([A, opposite], [1.0, 1.0], "nothing").directions, torch.zeros(5, 32))
-    measured = replace(A, counts={"trait": 9}, statistics={"auc": [1.0]}, judge={"auc": 1.0})
-    assert (negate(measured).counts, negate(measured).statistics, negate(measured).judge) == ({}, {}, {})
+    measured = replace(
+        A,
+        counts=Counts(9, 9),
+        evidence=Evidence(auc=(1.0,)),
+        calibration=Calibration((0.0,), (1.0,), 1.0, 0.0, 1.0, 0.0),
+    )
+    assert (negate(measured).counts, negate(measured).evidence, negate(measured).calibration) == (
+        None,
+        Evidence(),
+        None,
+    )
     with pytest.raises(InputError, match="one for each of 2 vectors, found 1"):
         add([A, B], [1.0], "both")
     normed = replace(B, last_row_normed=True)
     assert add([A, normed], [1, 1], "x").last_row_normed
+
+
+def test_validation_and_arithmetic_do_not_warn_of_weak_vectors_but_the_warning_does():
+    weak = [replace(vector, counts=Counts(3, 50)) for vector in (A, B)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_vectors(weak)
+        cosine_table(weak)
+        add(weak, [1.0, 1.0], "both")
+        basis(weak, 1)
+    with pytest.warns(UserWarning, match="'.' is weak: it rests on 3 and 50 responses") as seen:
+        warn_if_weak(weak)
+    assert len(seen) == 2
 
 
 def test_what_is_left_is_orthogonal_at_every_layer_and_the_rest_is_in_the_span():

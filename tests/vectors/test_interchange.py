@@ -13,6 +13,9 @@ from builders import make_vector
 from persona_callbacks import InputError, PersonaVector, PreventativeSteering
 from persona_callbacks.vectors import (
     ORIGINS,
+    Calibration,
+    Counts,
+    Evidence,
     incremental_directions,
     read_gguf,
     read_pt,
@@ -23,10 +26,10 @@ from persona_callbacks.vectors import (
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "qwen3-4b_evil_response_avg_diff.pt"
 FULL = replace(
-    make_vector(), probes=("Why?", "Größe?"), counts={"trait": 5}, statistics={"auc": [0.5] * 5}, model_id="a/b",
-    judge={"auc": 0.9, "offsets": [0.1]}, model_revision="abc", trait_fingerprint="f",
+    make_vector(), probes=("Why?", "Größe?"), counts=Counts(5, 6), evidence=Evidence(auc=(0.5,) * 5), model_id="a/b",
+    calibration=Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05), model_revision="abc", trait_fingerprint="f",
 )  # fmt: skip
-FIELDS = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "statistics", "judge",
+FIELDS = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "evidence", "calibration",
           "trait_fingerprint", "last_row_normed", "library_version")  # fmt: skip
 
 

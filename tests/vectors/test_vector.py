@@ -1,26 +1,92 @@
 """Persona vectors and their files."""
 
 import dataclasses
+import json
+import math
 
 import pytest
 import torch
 from builders import make_vector
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from persona_callbacks import InputError, PersonaVector
-from persona_callbacks.vectors import steering_additions
+from persona_callbacks.vectors import Calibration, Counts, Evidence, SweepPoint, steering_additions
 
 
 def test_a_saved_vector_is_the_same_when_loaded(tmp_path):
     vector = dataclasses.replace(
-        make_vector(), model_id="org/model", model_revision="abc", counts={"trait": 3, "opposite": 4},
-        statistics={"auc": [0.5, 0.75, 1.0, 1.0, 0.9]}, trait_fingerprint="f00",
+        make_vector(), model_id="org/model", model_revision="abc", counts=Counts(3, 4),
+        evidence=Evidence(auc=(0.5, 0.75, 1.0, 1.0, 0.9)), trait_fingerprint="f00",
     )  # fmt: skip
     loaded = PersonaVector.load(vector.save(tmp_path / "new" / "evil.safetensors"))
     for field in dataclasses.fields(vector):
         ours, theirs = getattr(vector, field.name), getattr(loaded, field.name)
         assert torch.equal(ours, theirs) if field.name == "directions" else ours == theirs, field.name
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["evil.safetensors"]
+
+
+OLDER = {
+    "format": "persona-callbacks/1", "trait": "evil", "layer": "2", "model_id": "org/model", "model_revision": "abc",
+    "position": "response_mean", "probes": '["Why?", "Größe?"]', "trait_fingerprint": "f00", "library_version": "0.0.9",
+    "counts": '{"trait": 3, "opposite": 4, "generated_trait": 10, "generated_opposite": 11}',
+    "statistics": '{"auc": [0.5, 0.75, 1.0], "cohens_d": [0.0, 1.5, 2.0], "split_half_cosine": [0.1, 0.2, 0.3],'
+    ' "steering_effect_layers": [1.0, 2.0], "steering_effect": [0.25, 0.5], "sweep_layers": [1, 2],'
+    ' "sweep_expression": [50.0, NaN], "sweep_coherence": [90.0, 80.0], "unsteered_expression": [20.0]}',
+    "judge": '{"offsets": [0.1], "scales": [0.5], "slope": 2.0, "intercept": 0.3, "auc": 0.9,'
+    ' "calibration_error": 0.05}', "last_row_normed": "false",
+}  # fmt: skip
+
+
+def write_older(path, **changed):
+    metadata = {key: value for key, value in {**OLDER, **changed}.items() if value is not None}
+    save_file({"directions": torch.ones(3, 4)}, path, metadata=metadata)
+    return path
+
+
+def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(tmp_path):
+    vector = PersonaVector.load(write_older(tmp_path / "older.safetensors"))
+    assert vector.counts == Counts(3, 4, 10, 11)
+    evidence = vector.evidence
+    assert (evidence.auc, evidence.cohens_d) == ((0.5, 0.75, 1.0), (0.0, 1.5, 2.0))
+    assert (evidence.split_half_cosine, evidence.steering_effect) == ((0.1, 0.2, 0.3), {1: 0.25, 2: 0.5})
+    assert evidence.sweep[0] == SweepPoint(1, 50.0, 90.0)
+    assert math.isnan(evidence.sweep[1].expression)
+    assert evidence.unsteered_expression == 20.0
+    assert vector.calibration == Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05)
+    with safe_open(vector.save(tmp_path / "again.safetensors"), framework="pt") as file:
+        written = file.metadata()
+    assert written.keys() == OLDER.keys()
+    for key in ("counts", "statistics", "judge", "probes"):
+        older, again = (json.dumps(json.loads(text[key]), sort_keys=True) for text in (OLDER, written))
+        assert again == older.replace("[1.0, 2.0]", "[1, 2]"), key
+    early = write_older(tmp_path / "early.safetensors", judge=None, last_row_normed=None, counts="{}", statistics="{}")
+    bare = PersonaVector.load(early)
+    assert (bare.counts, bare.evidence, bare.calibration, bare.last_row_normed) == (None, Evidence(), None, False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("counts", '{"trait": 3}', "expected the keys trait, opposite"),
+        ("counts", '{"trait": 3, "opposite": "many"}', "opposite: expected a whole number of responses, found 'many'"),
+        ("counts", "three", "Expecting value"),
+        ("statistics", "[0.5]", "expected lists of numbers by name"),
+        ("statistics", '{"auc": ["high"]}', r"auc: expected a list of numbers, found \['high'\]"),
+        ("statistics", '{"sweep_layers": [1], "sweep_expression": []}', "sweep_expression: expected 1 numbers"),
+        ("judge", '{"slope": 1.0}', "no calibration of a contrastive judge"),
+        ("layer", '"two"', "expected a whole number, found 'two'"),
+        ("probes", '"Why?"', "expected a list of texts"),
+        ("last_row_normed", "1", "expected true or false, found 1"),
+        ("model_id", None, "is missing; expected trait, layer"),
+    ],
+)
+def test_bad_metadata_is_named_with_file_and_key(key, value, message, tmp_path):
+    path = write_older(tmp_path / "bad.safetensors", **{key: value})
+    with pytest.raises(InputError, match=message) as error:
+        PersonaVector.load(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert f"metadata key {key!r}" in str(error.value)
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):

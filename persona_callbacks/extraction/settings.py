@@ -1,0 +1,88 @@
+"""The settings of an extraction, and what all of its stages need."""
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from persona_callbacks.errors import InputError
+from persona_callbacks.extraction.layer_choice import LAYER_CHOICES, LayerChoice
+from persona_callbacks.model import LoadedModel, Sampling
+from persona_callbacks.traits import Trait
+from persona_callbacks.vectors import POSITIONS, Position
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """The ``extraction`` config group.
+
+    Example:
+        >>> ExtractionSettings(rollouts=10, layer_choice="auc").position
+        'response_mean'
+
+    Attributes:
+        rollouts: responses per instruction and question.
+        questions: number of the trait's extraction questions to use; all by default.
+        sampling: how responses are generated.
+        position: where the activations of the main vector are read; the others are extracted in the same pass.
+        layer_choice: by which evidence the layer is chosen; see :mod:`persona_callbacks.extraction.layer_choice`.
+        judge_pairs: by how many other instruction pairs the contrastive judge scores each response; 0 keeps all
+            responses unjudged.
+        sweep_coefficient: how strongly a ``sweep`` steers at each layer.
+        sweep_layers: how many layers a ``sweep`` tries.
+        sweep_questions: on how many evaluation questions.
+        batch_size: responses per pass when activations are read.
+
+    Raises:
+        InputError: an unknown position or layer choice, a number that is too small, or a sweep without a judge.
+    """
+
+    rollouts: int = 1
+    questions: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    position: Position = "response_mean"
+    layer_choice: LayerChoice = "effect"
+    judge_pairs: int = 2
+    sweep_coefficient: float = 1.5
+    sweep_layers: int = 8
+    sweep_questions: int = 10
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, allowed in (("position", POSITIONS), ("layer_choice", LAYER_CHOICES)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"extraction.{name}: unknown {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
+                )
+        for name, least in (
+            ("rollouts", 1),
+            ("questions", 2),  # halves of them are compared
+            ("judge_pairs", 0),
+            ("sweep_layers", 1),
+            ("sweep_questions", 2),
+            ("batch_size", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"extraction.{name}: expected at least {least}, found {value}")
+        if self.layer_choice == "sweep" and not self.judge_pairs:
+            raise InputError(
+                "extraction.layer_choice: a sweep needs the judge; expected extraction.judge_pairs above 0"
+            )
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """What every stage of an extraction needs.
+
+    Attributes:
+        loaded: the model.
+        trait: the trait.
+        settings: how its vector is extracted.
+        console: where progress is shown.
+    """
+
+    loaded: LoadedModel
+    trait: Trait
+    settings: ExtractionSettings
+    console: Console

@@ -1,0 +1,155 @@
+"""How many responses a persona vector rests on, and how good it is at each layer."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from persona_callbacks.errors import InputError
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many responses a persona vector was made from.
+
+    Example:
+        >>> Counts(trait=80, opposite=95, generated_trait=100, generated_opposite=100).fewest
+        80
+
+    Attributes:
+        trait: responses behind the mean of those that show the trait.
+        opposite: responses behind the mean of the others.
+        generated_trait: responses generated to show the trait, before filtering; 0 if that is not known.
+        generated_opposite: responses generated not to show it, before filtering; 0 if that is not known.
+    """
+
+    trait: int
+    opposite: int
+    generated_trait: int = 0
+    generated_opposite: int = 0
+
+    @property
+    def fewest(self) -> int:
+        """The number of responses of the rarer kind."""
+        return min(self.trait, self.opposite)
+
+    @classmethod
+    def from_mapping(cls, content: Any) -> "Counts":
+        """Read what ``dataclasses.asdict`` gave, as files store it.
+
+        Raises:
+            InputError: a key is missing or unknown, or a value is not a whole number.
+        """
+        try:
+            counts = cls(**content)
+        except TypeError as error:
+            raise InputError(
+                f"expected the keys trait, opposite, generated_trait and generated_opposite, found {content!r}"
+            ) from error
+        for name, value in asdict(counts).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"{name}: expected a whole number of responses, found {value!r}")
+        return counts
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """What steering at one layer did to the model's answers.
+
+    Example:
+        >>> SweepPoint(layer=12, expression=63.0, coherence=88.0).layer
+        12
+
+    Attributes:
+        layer: where the direction was added.
+        expression: mean trait expression of the answers, 0 to 100; NaN if no answer could be scored.
+        coherence: mean coherence of the answers, 0 to 100.
+    """
+
+    layer: int
+    expression: float
+    coherence: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How good a persona vector is, layer by layer; what was not measured is empty.
+
+    Example:
+        >>> evidence = Evidence(auc=(0.5, 0.9, 0.8), steering_effect={1: 0.3})
+        >>> Evidence.from_statistics(evidence.statistics()) == evidence
+        True
+
+    Attributes:
+        auc: for layers 0 to L, how well the direction from one half of the questions ranks the responses to the other
+            half, from 0.5 (chance) to 1.
+        cohens_d: for layers 0 to L, the gap between the two kinds of responses along that direction, in standard
+            deviations.
+        split_half_cosine: for layers 0 to L, the cosine between the directions of the two halves of the questions.
+        steering_effect: by layer, how much likelier steering there makes trait responses than opposite ones, in nats
+            per token.
+        sweep: what the model says when it is steered, layer by layer.
+        unsteered_expression: trait expression without steering in that sweep, 0 to 100.
+    """
+
+    auc: tuple[float, ...] = ()
+    cohens_d: tuple[float, ...] = ()
+    split_half_cosine: tuple[float, ...] = ()
+    steering_effect: Mapping[int, float] = field(default_factory=dict)
+    sweep: tuple[SweepPoint, ...] = ()
+    unsteered_expression: float | None = None
+
+    def statistics(self) -> dict[str, list[float]]:
+        """What files store: lists of numbers by name, without those that are empty."""
+        lists: dict[str, list[float]] = {
+            "auc": list(self.auc),
+            "cohens_d": list(self.cohens_d),
+            "split_half_cosine": list(self.split_half_cosine),
+            "steering_effect_layers": list(self.steering_effect),
+            "steering_effect": list(self.steering_effect.values()),
+            "sweep_layers": [point.layer for point in self.sweep],
+            "sweep_expression": [point.expression for point in self.sweep],
+            "sweep_coherence": [point.coherence for point in self.sweep],
+            "unsteered_expression": [] if self.unsteered_expression is None else [self.unsteered_expression],
+        }
+        return {name: values for name, values in lists.items() if values}
+
+    @classmethod
+    def from_statistics(cls, content: Any) -> "Evidence":
+        """Read what :meth:`statistics` gave; other names are ignored.
+
+        Raises:
+            InputError: no lists of numbers, or lists that belong together differ in length.
+        """
+        if not isinstance(content, Mapping):
+            raise InputError(f"expected lists of numbers by name, found {content!r}")
+        effect_layers = _numbers(content, "steering_effect_layers")
+        sweep_layers = _numbers(content, "sweep_layers")
+        expressions = _numbers(content, "sweep_expression", len(sweep_layers))
+        coherences = _numbers(content, "sweep_coherence", len(sweep_layers))
+        unsteered = _numbers(content, "unsteered_expression")
+        return cls(
+            auc=_numbers(content, "auc"),
+            cohens_d=_numbers(content, "cohens_d"),
+            split_half_cosine=_numbers(content, "split_half_cosine"),
+            steering_effect={
+                int(layer): effect
+                for layer, effect in zip(
+                    effect_layers, _numbers(content, "steering_effect", len(effect_layers)), strict=True
+                )
+            },
+            sweep=tuple(
+                SweepPoint(int(layer), expression, coherence)
+                for layer, expression, coherence in zip(sweep_layers, expressions, coherences, strict=True)
+            ),
+            unsteered_expression=unsteered[0] if unsteered else None,
+        )
+
+
+def _numbers(content: Mapping[str, Any], name: str, count: int | None = None) -> tuple[float, ...]:
+    """The list of numbers under a name; empty if there is none."""
+    values = content.get(name, [])
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise InputError(f"{name}: expected a list of numbers, found {values!r}"[:200])
+    if count is not None and len(values) != count:
+        raise InputError(f"{name}: expected {count} numbers, one for each layer, found {len(values)}")
+    return tuple(values)
