@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from persona_callbacks import InputError
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.screen import run as run_app
-from persona_callbacks.chats import Chat, encode_chat, open_chat_file
+from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.model import BatchLimits, LoadedModel, approximate_difference
 from persona_callbacks.report.wandb_files import read_offline_run
-from persona_callbacks.screening import ScreeningSettings, check_rows, scored_lines, screen
+from persona_callbacks.screening import Screening, ScreeningFolder, ScreeningSettings, screen
 from persona_callbacks.screening import run as data_screening
 from persona_callbacks.steering import matching_coefficients
 
@@ -44,7 +44,7 @@ def files(tmp_path):
 def run(loaded, files, folder, **settings):
     chosen = ScreeningSettings(reference=str(files[1]), **{**QUICK, "max_length": 150, **settings})
     vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
-    return screen(loaded, files[0], vectors, chosen, folder)
+    return screen(loaded, Screening.plan(files[0], chosen, folder), vectors)
 
 
 def jsonl(path):
@@ -94,7 +94,8 @@ def test_every_line_is_scored_flagged_filtered_or_rejected_once(method, loaded, 
         assert row["reason"]
     assert summary.chats == 16
     assert summary.rejects == 3
-    scores = [line["scores"]["evil"] for line in scored_lines(tmp_path / "out", "data") if "scores" in line]
+    rows = ScreeningFolder(tmp_path / "out").rows("data")
+    scores = [row.scores["evil"] for row in rows if row.scores is not None]
     evil = summary.traits[0]
     assert evil.mean == pytest.approx(sum(scores) / len(scores), abs=1e-4)
     assert evil.low < evil.mean < evil.high
@@ -145,7 +146,7 @@ def test_mistakes_are_told_by_name(loaded, files, tmp_path):
         run(loaded, files, tmp_path / "out", max_new_tokens=5)
     finished = (tmp_path / "out" / "rejects.jsonl").read_bytes()
     with pytest.raises(InputError, match="holds a screening of other data, data_sha256, settings; choose another"):
-        check_rows(open_chat_file(files[1]), ScreeningSettings(), tmp_path / "out")
+        Screening.plan(files[1], ScreeningSettings(), tmp_path / "out")
     assert (tmp_path / "out" / "rejects.jsonl").read_bytes() == finished
     empty = tmp_path / "empty.jsonl"
     empty.write_text("{}\n{}\n", encoding="utf-8")
@@ -230,7 +231,7 @@ def test_killed_at_any_moment_and_run_again(app, tmp_path):
     whole = start([*app, f"out={tmp_path / 'whole'}"])
     assert whole.wait() == 0
     assert killed == results(tmp_path / "whole")
-    lines = [line["line"] for line in scored_lines(folder, "data")]
+    lines = [row.line for row in ScreeningFolder(folder).rows("data")]
     assert len(lines) == len(set(lines)) == 19
 
 

@@ -16,6 +16,7 @@ from persona_callbacks.apps.train import train
 from persona_callbacks.chats import Chat
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.screening import (
+    Screening,
     ScreeningSettings,
     fit_line,
     reweighted,
@@ -37,7 +38,9 @@ def screening(tokenizer, tmp_path):
         "approximate", checked=0, max_length=150, reference=str(benign), false_positive_rate=0.3, **QUICK
     )
     vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
-    summary = screen(LoadedModel(tiny_model(), tokenizer, "tiny", ""), data, vectors, settings, tmp_path / "out")
+    summary = screen(
+        LoadedModel(tiny_model(), tokenizer, "tiny", ""), Screening.plan(data, settings, tmp_path / "out"), vectors
+    )
     return tmp_path / "out", summary, vectors
 
 
@@ -107,7 +110,7 @@ def test_steering_starts_at_half_the_predicted_shift(screening, monkeypatch):
     data = screened_data(folder, "filtered")
     x = [0.0, 1.0, 2.0, 3.0]
     lines = {v.trait: fit_line(v, "approximate", "ours", x, [1.0 + a for a in x]) for v in vectors}
-    monkeypatch.setattr("persona_callbacks.screening.selection.find_lines", lambda vectors, method: lines)
+    monkeypatch.setattr("persona_callbacks.screening.start.find_lines", lambda vectors, method: lines)
     found = starting_coefficients(data, vectors)
     for vector in vectors:
         norm = float(vector.direction().norm())
