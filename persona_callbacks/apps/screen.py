@@ -60,8 +60,6 @@ def run(cfg: DictConfig) -> Summary:
     source: ModelSource = instantiate(cfg.model)
     extraction: ExtractionSettings = instantiate(cfg.extraction)
     settings: ScreeningSettings = instantiate(cfg.screening)
-    if settings.reference is not None:
-        open_chat_file(settings.reference)
     for path in cfg.predictions:
         load_lines(path)
     traits = chosen_traits(cfg)

@@ -19,6 +19,9 @@ from persona_callbacks.screening.folder import ScreeningFolder
 
 Use = Literal["filtered", "reweighted"]
 
+_UNMET = 1e-3
+"""Standard deviations above its limit from which the mean of a trait is not a matter of rounding."""
+
 
 @dataclass(frozen=True)
 class ScreenedData:
@@ -96,7 +99,7 @@ def reweighted(scores: Tensor, limits: Sequence[float], traits: Sequence[str]) -
         ``[chats]`` float64, 1 on average.
 
     Raises:
-        InputError: no weights can do it, since all chats lie above.
+        InputError: no weights can do it: all chats lie above the limit of a trait, or none meet all limits at once.
     """
     over = scores - torch.tensor(limits, dtype=torch.float64)
     for column, trait in enumerate(traits):
@@ -104,15 +107,21 @@ def reweighted(scores: Tensor, limits: Sequence[float], traits: Sequence[str]) -
             raise InputError(
                 f"reweighting: every chat lies further along {trait} than the benign reference; use them filtered"
             )
-    over = (over / over.std(dim=0, correction=0).clamp_min(1e-12)).numpy()
+    # In standard deviations, so that the rates of all traits are of one size.
+    distances: NDArray[np.float64] = (over / over.std(dim=0, correction=0).clamp_min(1e-12)).numpy()
 
     def dual(rates: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        exponents = -over @ rates
-        return float(logsumexp(exponents)), -softmax(exponents) @ over
+        exponents = -distances @ rates
+        return float(logsumexp(exponents)), -softmax(exponents) @ distances
 
     # The weights are exponential in the rates that minimise the convex dual; no rate of a trait is negative.
     solution = minimize(
         dual, np.zeros(len(traits)), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(traits),
         options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000},
     )  # fmt: skip
-    return torch.from_numpy(softmax(-over @ solution.x)) * len(scores)
+    weights = softmax(-distances @ solution.x)
+    if float((weights @ distances).max()) > _UNMET:
+        raise InputError(
+            "reweighting: no weights bring all traits to the benign reference at once; use the data filtered"
+        )
+    return torch.from_numpy(weights) * len(scores)
