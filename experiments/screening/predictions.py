@@ -40,6 +40,7 @@ from persona_callbacks.model import (
     projection_difference,
     with_adapter,
 )
+from persona_callbacks.screening import SHIPPED as LINES_FOLDER
 from persona_callbacks.screening import fit_line, save_lines
 
 FOLDER = Path(__file__).parent
@@ -48,7 +49,7 @@ JUDGED = "evil"
 EXACT = 50
 USEFUL = 0.7
 """Correlation below which a line is not worth shipping."""
-LINES = FOLDER.parents[1] / "persona_callbacks" / "predictions" / "SmolLM2-135M-Instruct.json"
+LINES = LINES_FOLDER / "SmolLM2-135M-Instruct.json"
 GREEDY = Sampling(max_new_tokens=64, temperature=0.0, batch_size=25)
 RECIPE = "LoRA r 16, learning rate 3e-4, 200 chats, 25 steps of 8"
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -27,26 +28,20 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.model import ModelSource, load_model, residual
 from persona_callbacks.screening import (
+    Screening,
+    ScreeningFolder,
     ScreeningSettings,
     Summary,
-    TraitSummary,
-    check_rows,
-    first_flagged,
-    last_turns,
     load_lines,
+    log_screening,
     screen,
-    trait_cells,
 )
-from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, warn_if_weak
-
-_TABLE_ROWS = 1000
-"""Of the table of flagged chats; all of them are in the artifact."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="screen")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake is told in one line."""
+    """Run the app; a user's mistake ends it with a one-line message."""
     with mistakes_in_one_line():
         run(cfg)
 
@@ -65,15 +60,13 @@ def run(cfg: DictConfig) -> Summary:
     source: ModelSource = instantiate(cfg.model)
     extraction: ExtractionSettings = instantiate(cfg.extraction)
     settings: ScreeningSettings = instantiate(cfg.screening)
-    if settings.reference is not None:
-        open_chat_file(settings.reference)
     for path in cfg.predictions:
         load_lines(path)
     traits = chosen_traits(cfg)
     from_files = [PersonaVector.load(path) for path in cfg.vectors]
     if not traits and not from_files:
         raise InputError("no trait to screen for: choose some, trait=[evil], or name vector files, vectors=[...]")
-    check_rows(file, settings, folder)
+    screening = Screening.plan(file, settings, folder)
     loaded = load_model(source, console)
     settings.check_context(loaded)
     nn.Module.to(loaded.model, chosen_device(cfg.trainer.accelerator))
@@ -83,35 +76,34 @@ def run(cfg: DictConfig) -> Summary:
     vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]
     trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=[RichProgressBar(leave=True)], logger=False)
     warn_if_weak(vectors)
-    summary = screen(loaded, file.path, vectors, settings, folder, trainer, list(cfg.predictions))
+    summary = screen(loaded, screening, vectors, trainer, list(cfg.predictions))
     if is_first:
-        _tell(summary, vectors, settings, folder, console)
-        _log(cfg, summary, folder)
+        _print(summary, vectors, screening, console)
+        _log(cfg, summary, screening.folder)
     return summary
 
 
-def _tell(
-    summary: Summary, vectors: list[PersonaVector], settings: ScreeningSettings, folder: Path, console: Console
-) -> None:
+def _print(summary: Summary, vectors: list[PersonaVector], screening: Screening, console: Console) -> None:
     console.print(_table(summary))
     for vector in vectors:
         for weakness in vector.weaknesses():
-            console.print(f"The persona vector of {vector.trait} is weak: {weakness}.")
-    drawn = f"{summary.drawn} rows drawn at random from {summary.rows}: " if summary.drawn < summary.rows else ""
+            console.print(f"The persona vector of {escape(vector.trait)} is weak: {escape(weakness)}.")
+    drawn = "" if summary.is_complete else f"{summary.drawn} rows drawn at random from {summary.rows}: "
     console.print(
         f"{drawn}{summary.chats} chats screened ({summary.method}), {summary.truncated} of them cut,"
         f" {summary.rejects} rows rejected, {summary.flagged} flagged. Each threshold leaves"
-        f" {settings.false_positive_rate:.0%} of {summary.reference_chats} benign reference chats above it; for one"
-        f" trait or another, {summary.reference_flagged} are."
+        f" {screening.settings.false_positive_rate:.0%} of {summary.reference_chats} benign reference chats above it;"
+        f" {summary.reference_flagged} of them are above the threshold of at least one trait."
     )
-    for one in summary.traits:
-        if one.prediction is not None:
-            known = one.prediction
+    for of_trait in summary.traits:
+        if (expected := of_trait.prediction) is not None:
             console.print(
-                f"Expected shift along {one.trait}: {known.shift:+.1f} ({known.low:+.1f} to {known.high:+.1f}, 95 %),"
-                f" by a line through {known.data_sets} data sets ({known.recipe})."
+                f"Expected shift along {escape(of_trait.trait)}: {expected.shift:+.1f} ({expected.low:+.1f} to"
+                f" {expected.high:+.1f}, 95 %), by a line through {expected.data_sets} data sets"
+                f" ({escape(expected.recipe)})."
             )
-    console.print(f"Flagged chats, the rest, and the rejects: {folder}", soft_wrap=True)
+    path = escape(str(screening.folder.path))
+    console.print(f"Flagged chats, the rest, and the rejects: {path}", soft_wrap=True)
 
 
 def _table(summary: Summary) -> Table:
@@ -122,66 +114,28 @@ def _table(summary: Summary) -> Table:
     if summary.checked:
         table.add_column(f"approximate less exact ({summary.checked} chats)", justify="right")
         table.add_column("correlation with exact", justify="right")
-    for one in summary.traits:
-        table.add_row(*_cells(one, summary))
+    for of_trait in summary.traits:
+        compared = of_trait.comparison_cells() if summary.checked else []
+        table.add_row(*(escape(cell) for cell in (*of_trait.cells(summary.chats), *compared)))
     return table
 
 
-def _cells(one: TraitSummary, summary: Summary) -> list[str]:
-    cells = trait_cells(one, summary)
-    if summary.checked:
-        compared = one.error is not None and one.correlation is not None
-        cells += [f"{one.error / one.norm:+.2f}", f"{one.correlation:.2f}"] if compared else ["–", "–"]  # type: ignore[operator]
-    return cells
-
-
-def _log(cfg: DictConfig, summary: Summary, folder: Path) -> None:
-    """To every logger of the configuration: values, the chats flagged first, and the result's files."""
+def _log(cfg: DictConfig, summary: Summary, folder: ScreeningFolder) -> None:
+    """Write the screening to every logger of the configuration."""
     filled = cfg.copy()
     name = f"screening-{Path(summary.data).stem}"
     filled.run = {
-        "name": name, "group": "screening", "id": f"{name}-{datetime.now():%Y%m%d-%H%M%S}", "dir": str(folder),
+        "name": name, "group": "screening", "id": f"{name}-{datetime.now():%Y%m%d-%H%M%S}", "dir": str(folder.path),
         "csv": "csv",
     }  # fmt: skip
     try:
         loggers = [instantiate(logger) for logger in filled.logger.values()]
         for logger in loggers:
             logger.log_hyperparams(whole_configuration(cfg))
-        metrics.write(loggers, _values(summary))
-        traits = [one.trait for one in summary.traits]
-        rows = [
-            [
-                row["rank"],
-                row["line"],
-                *(row["scores"][trait] for trait in traits),
-                row["reason"],
-                last_turns(row["chat"]),
-            ]
-            for row in first_flagged(folder, _TABLE_ROWS)
-        ]
-        metrics.write_table(loggers, metrics.FLAGGED_TABLE, ["rank", "line", *traits, "reason", "chat"], rows)
-        files = [folder / file for file in ("summary.json", "settings.json", "flagged.jsonl", "rejects.jsonl")]
-        about = {"data": summary.data, "chats": summary.chats, "flagged": summary.flagged}
-        metrics.write_files(loggers, name, "screening", files, about)
+        log_screening(loggers, folder, name)
         for logger in loggers:
             logger.finalize("success")
     except BaseException:
         wandb.finish(exit_code=1)
         raise
     wandb.finish()
-
-
-def _values(summary: Summary) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for one in summary.traits:
-        found = {
-            "projection_difference": one.mean,
-            "projection_difference_low": one.low,
-            "projection_difference_high": one.high,
-            "threshold": one.threshold,
-            "flagged": one.flagged / summary.chats,
-        }
-        if one.prediction is not None:
-            found["predicted_shift"] = one.prediction.shift
-        values |= {metrics.screened(one.trait, what): value for what, value in found.items()}
-    return values

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_callbacks.report import charts
-from persona_callbacks.screening import Summary, first_flagged, last_turns, trait_cells
+from persona_callbacks.screening import ScreeningFolder, Summary
 
 _SHOWN = 50
 _LONGEST = 700
@@ -19,27 +19,27 @@ def screening_sections(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     Raises:
         InputError: a folder without one.
     """
-    return [_section(Path(folder)) for folder in folders]
+    return [_section(ScreeningFolder(folder)) for folder in folders]
 
 
-def _section(folder: Path) -> dict[str, Any]:
-    summary = Summary.load(folder)
+def _section(folder: ScreeningFolder) -> dict[str, Any]:
+    summary = folder.summary()
     rows, pictures = [], []
-    for one in summary.traits:
-        predicted = one.prediction
+    for of_trait in summary.traits:
+        predicted = of_trait.prediction
         rows.append(
             [
-                *trait_cells(one, summary),
-                f"{one.correlation:.2f}" if one.correlation is not None else "–",
+                *of_trait.cells(summary.chats),
+                of_trait.comparison_cells()[1],
                 f"{predicted.shift:+.1f} ({predicted.low:+.1f} to {predicted.high:+.1f})" if predicted else "–",
             ]
         )
-        pictures.append({"trait": one.trait, "svg": charts.screening_histogram(one, str(folder))})
+        pictures.append({"trait": of_trait.trait, "svg": charts.screening_histogram(of_trait, str(folder.path))})
     flagged = []
-    for row in first_flagged(folder, _SHOWN):
-        text = last_turns(row["chat"])
+    for chat in folder.first_flagged(_SHOWN):
+        text = chat.last_turns
         shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
-        flagged.append({"rank": row["rank"], "line": row["line"], "reason": row["reason"], "text": shown})
+        flagged.append({"rank": chat.rank, "line": chat.line, "reason": chat.reason, "text": shown})
     return {
         "summary": summary, "name": Path(summary.data).name, "rows": rows, "pictures": pictures, "flagged": flagged,
         "line": _line(summary),
@@ -48,9 +48,9 @@ def _section(folder: Path) -> dict[str, Any]:
 
 def _line(summary: Summary) -> str:
     """For the model card."""
-    drawn = f"{summary.drawn} rows at random of {summary.rows}" if summary.drawn < summary.rows else "all rows"
+    drawn = "all rows" if summary.is_complete else f"{summary.drawn} rows at random of {summary.rows}"
     return (
         f"{summary.data}: {drawn}, {summary.method} projection difference along"
-        f" {', '.join(one.trait for one in summary.traits)}; {summary.flagged} of {summary.chats} chats flagged,"
+        f" {', '.join(summary.thresholds)}; {summary.flagged} of {summary.chats} chats flagged,"
         f" {summary.rejects} rows rejected, thresholds from {summary.reference_chats} benign chats"
     )

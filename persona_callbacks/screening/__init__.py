@@ -1,51 +1,58 @@
 """Before training: what a data set would do to a trait, chat by chat, and what to train on instead.
 
-Imports `steering`, `model` and what lies below them.
+Imports `tracking`, `model` and what lies below them.
 """
 
-from persona_callbacks.screening.prediction import PredictionLine, find_lines, fit_line, load_lines, save_lines
-from persona_callbacks.screening.results import (
-    Prediction,
-    Summary,
-    TraitSummary,
-    first_flagged,
-    is_flagged,
-    last_turns,
-    trait_cells,
-    write_rejects,
-    write_results,
+from persona_callbacks.screening.folder import FlaggedChat, Kind, ScoredRow, ScreeningFolder, is_flagged
+from persona_callbacks.screening.logged import log_screening
+from persona_callbacks.screening.merging import merge
+from persona_callbacks.screening.plan import Screening
+from persona_callbacks.screening.prediction import (
+    SHIPPED,
+    PredictionLine,
+    find_lines,
+    fit_line,
+    load_lines,
+    save_lines,
+    shipped_lines,
 )
-from persona_callbacks.screening.run import check_rows, screen
-from persona_callbacks.screening.selection import ScreenedData, reweighted, screened_data, starting_coefficients
-from persona_callbacks.screening.settings import ScreeningSettings
-from persona_callbacks.screening.shards import Part, Shard, plan, score_shard, scored_lines, unscored_shards
+from persona_callbacks.screening.run import screen
+from persona_callbacks.screening.selection import ScreenedData, Use, reweighted, screened_data
+from persona_callbacks.screening.settings import Method, ScreeningSettings
+from persona_callbacks.screening.shards import Part, Shard, score_shard, unscored_shards
+from persona_callbacks.screening.start import ScreeningStart, starting_coefficients
+from persona_callbacks.screening.summary import Prediction, Summary, TraitSummary
 
 __all__ = [
+    "SHIPPED",
+    "FlaggedChat",
+    "Kind",
+    "Method",
     "Part",
     "Prediction",
     "PredictionLine",
+    "ScoredRow",
     "ScreenedData",
+    "Screening",
+    "ScreeningFolder",
     "ScreeningSettings",
+    "ScreeningStart",
     "Shard",
     "Summary",
     "TraitSummary",
-    "check_rows",
+    "Use",
     "find_lines",
-    "first_flagged",
     "fit_line",
     "is_flagged",
-    "last_turns",
     "load_lines",
-    "plan",
+    "log_screening",
+    "merge",
     "reweighted",
     "save_lines",
     "score_shard",
-    "scored_lines",
     "screen",
     "screened_data",
+    "shipped_lines",
     "starting_coefficients",
-    "trait_cells",
     "unscored_shards",
-    "write_rejects",
-    "write_results",
 ]

@@ -2,10 +2,12 @@
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
+
+from scipy import stats
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
@@ -36,6 +38,13 @@ class PredictionLine:
         center: mean of their projection differences.
         spread: sum of squared distances from that mean.
         correlation: of projection difference and shift.
+
+    Example:
+        >>> import torch
+        >>> vector = PersonaVector("evil", torch.ones(3, 4), layer=1, model_id="tiny")  # the direction has norm 2
+        >>> line = fit_line(vector, "exact", "LoRA r 16", [0.0, 2.0, 4.0, 6.0], [2.0, 6.0, 10.0, 14.0])
+        >>> round(line.slope, 6), round(line.predict(1.5)[0], 6)
+        (2.0, 4.0)
     """
 
     model_id: str
@@ -57,7 +66,7 @@ class PredictionLine:
         """
         value = self.intercept + self.slope * difference
         error = self.deviation * math.sqrt(1 + 1 / self.count + (difference - self.center) ** 2 / self.spread)
-        half = _t_quantile((1 + confidence) / 2, self.count - 2) * error
+        half = float(stats.t.ppf((1 + confidence) / 2, self.count - 2)) * error
         return value, value - half, value + half
 
 
@@ -82,18 +91,26 @@ def fit_line(
     count = len(x)
     if count != len(y) or count < _FEWEST:
         raise InputError(f"prediction of {vector.trait}: expected at least {_FEWEST} data sets, each with its shift")
-    mean_x, mean_y = sum(x) / count, sum(y) / count
-    spread = sum((a - mean_x) ** 2 for a in x)
-    rise = sum((b - mean_y) ** 2 for b in y)
+    spread = statistics.pvariance(x) * count
     if spread == 0:
         raise InputError(f"prediction of {vector.trait}: all data sets have the same projection difference")
-    together = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    slope = together / spread
-    left = max(0.0, rise - slope * together)
+    fitted = stats.linregress(x, y)
     return PredictionLine(
-        vector.model_id, vector.trait, vector.layer, method, recipe, slope, mean_y - slope * mean_x,
-        math.sqrt(left / (count - 2)), count, mean_x, spread, together / math.sqrt(spread * rise) if rise else 0.0,
-    )  # fmt: skip
+        model_id=vector.model_id,
+        trait=vector.trait,
+        layer=vector.layer,
+        method=method,
+        recipe=recipe,
+        slope=float(fitted.slope),
+        intercept=float(fitted.intercept),
+        # The standard error of the slope is the residual standard error over the root of the spread.
+        deviation=float(fitted.stderr) * math.sqrt(spread),
+        count=count,
+        center=statistics.fmean(x),
+        spread=spread,
+        # Of shifts that are all equal there is no correlation.
+        correlation=float(fitted.rvalue) if len(set(y)) > 1 else 0.0,
+    )
 
 
 def save_lines(lines: Sequence[PredictionLine], path: str | Path) -> None:
@@ -117,6 +134,11 @@ def load_lines(path: str | Path) -> list[PredictionLine]:
         raise InputError(f"{path}: expected lines that save_lines wrote: {error}") from error
 
 
+def shipped_lines() -> list[PredictionLine]:
+    """The lines that ship with the library."""
+    return [line for file in sorted(SHIPPED.glob("*.json")) for line in load_lines(file)]
+
+
 def find_lines(
     vectors: Sequence[PersonaVector], method: str, files: Sequence[str | Path] = ()
 ) -> Mapping[str, PredictionLine]:
@@ -126,26 +148,11 @@ def find_lines(
     Raises:
         InputError: a file that cannot be read.
     """
-    lines = [line for file in (*files, *sorted(SHIPPED.glob("*.json"))) for line in load_lines(file)]
-    found: dict[str, PredictionLine] = {}
+    lines = [*(line for file in files for line in load_lines(file)), *shipped_lines()]
+    by_trait: dict[str, PredictionLine] = {}
     for vector in vectors:
         sought = (vector.model_id, vector.trait, vector.layer, method)
         for line in lines:
             if (line.model_id, line.trait, line.layer, line.method) == sought:
-                found.setdefault(vector.trait, line)
-    return found
-
-
-def _t_quantile(probability: float, degrees: int) -> float:
-    """Of Student's distribution, by its expansion around the normal one (Abramowitz & Stegun 26.7.5); at 95 % and
-    from 2 degrees of freedom up within 1 %.
-    """
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return float(sum(term / float(degrees**power) for power, term in enumerate(terms)))
+                by_trait.setdefault(vector.trait, line)
+    return by_trait

@@ -1,28 +1,26 @@
-"""Training on what a screening leaves of a data set: filtered or reweighted; and what is then to be expected."""
+"""Training on what a screening leaves of a data set: filtered or reweighted."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from persona_callbacks.chats import Chat, open_chat_file
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import file_fingerprint
-from persona_callbacks.screening.prediction import find_lines
-from persona_callbacks.screening.results import Summary, is_flagged
-from persona_callbacks.screening.shards import scored_lines
-from persona_callbacks.steering import nonnegative_minimum
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.screening.folder import ScreeningFolder
 
 Use = Literal["filtered", "reweighted"]
 
-_COEFFICIENT_PER_SHIFT = 0.5
-"""The coefficient that holds a shift of one norm at zero: .78 and .19 were best where unsteered training on villainous
-answers, and on half as many, shifted by 1.3 and .33 norms (experiments/preventative_steering)."""
+_UNMET = 1e-3
+"""Standard deviations above its limit from which the mean of a trait is not a matter of rounding."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,11 @@ class ScreenedData:
         weights: one per chat, 1 on average; all 1 if the data are filtered.
         differences: by trait, the (weighted) mean projection difference of what is left, in activation units.
         method: of the screening.
+
+    Example:
+        >>> data = ScreenedData(Path("chats.jsonl"), chats=(), weights=(), differences={"evil": -0.5}, method="exact")
+        >>> data.differences["evil"]
+        -0.5
     """
 
     path: Path
@@ -57,27 +60,28 @@ def screened_data(folder: str | Path, use: Use) -> ScreenedData:
     """
     if use not in get_args(Use):
         raise InputError(f"screened data: unknown use {use!r}; expected one of {', '.join(get_args(Use))}")
-    folder = Path(folder)
-    summary = Summary.load(folder)
-    if summary.drawn < summary.rows:
+    screening = ScreeningFolder(folder)
+    summary = screening.summary()
+    if not summary.is_complete:
         raise InputError(f"{folder}: screened {summary.drawn} of {summary.rows} rows; expected all of them")
     path = Path(summary.data)
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    if file_fingerprint(path) != settings["data_sha256"]:
+    made_from = screening.made_from()
+    if made_from is None or file_fingerprint(path) != made_from["data_sha256"]:
         raise InputError(f"{path}: has changed since it was screened into {folder}; screen it again")
-    traits = [one.trait for one in summary.traits]
-    lines = [line for line in scored_lines(folder, "data") if "scores" in line]
-    if use == "filtered":
-        limits = {one.trait: one.threshold for one in summary.traits}
-        lines = [line for line in lines if not is_flagged(line["scores"], limits)]
-    if not lines:
+    traits = list(summary.thresholds)
+    scores_by_line = {
+        row.line: [row.scores[trait] for trait in traits]
+        for row in screening.rows("data")
+        if row.scores is not None and not (use == "filtered" and row.is_flagged(summary.thresholds))
+    }
+    if not scores_by_line:
         raise InputError(f"{folder}: every chat was flagged; nothing is left to train on")
-    scores = torch.tensor([[line["scores"][trait] for trait in traits] for line in lines], dtype=torch.float64)
-    weights = torch.ones(len(lines), dtype=torch.float64)
+    scores = torch.tensor(list(scores_by_line.values()), dtype=torch.float64)
+    weights = torch.ones(len(scores), dtype=torch.float64)
     if use == "reweighted":
-        weights = reweighted(scores, [one.reference for one in summary.traits], traits)
-    kept = {line["line"] for line in lines}
-    chats = tuple(row.chat for row in open_chat_file(path).rows(lambda line: line in kept) if row.chat is not None)
+        weights = reweighted(scores, [of_trait.reference for of_trait in summary.traits], traits)
+    rows = open_chat_file(path).rows(lambda line: line in scores_by_line)
+    chats = tuple(row.chat for row in rows if row.chat is not None)
     means = (weights[:, None] * scores).mean(dim=0).tolist()
     return ScreenedData(path, chats, tuple(weights.tolist()), dict(zip(traits, means, strict=True)), summary.method)
 
@@ -95,7 +99,7 @@ def reweighted(scores: Tensor, limits: Sequence[float], traits: Sequence[str]) -
         ``[chats]`` float64, 1 on average.
 
     Raises:
-        InputError: no weights can do it, since all chats lie above.
+        InputError: no weights can do it: all chats lie above the limit of a trait, or none meet all limits at once.
     """
     over = scores - torch.tensor(limits, dtype=torch.float64)
     for column, trait in enumerate(traits):
@@ -103,43 +107,21 @@ def reweighted(scores: Tensor, limits: Sequence[float], traits: Sequence[str]) -
             raise InputError(
                 f"reweighting: every chat lies further along {trait} than the benign reference; use them filtered"
             )
-    scale = over.std(dim=0, correction=0).clamp_min(1e-12)
-    over = over / scale
+    # In standard deviations, so that the rates of all traits are of one size.
+    distances: NDArray[np.float64] = (over / over.std(dim=0, correction=0).clamp_min(1e-12)).numpy()
 
-    def objective(rates: Tensor) -> Tensor:
-        return torch.logsumexp(-over @ rates, dim=0)
+    def dual(rates: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        exponents = -distances @ rates
+        return float(logsumexp(exponents)), -softmax(exponents) @ distances
 
-    rates = torch.zeros(len(traits), dtype=torch.float64)
-    for _ in range(100):  # Newton's method on the dual, which is convex, with rates of no trait below 0
-        shares = torch.softmax(-over @ rates, dim=0)
-        mean = shares @ over
-        curvature = (over - mean).T @ (shares[:, None] * (over - mean))
-        curvature = curvature + 1e-9 * torch.eye(len(traits), dtype=torch.float64)
-        step = nonnegative_minimum(curvature, -mean - curvature @ rates) - rates
-        size = 1.0
-        while size > 1e-6 and objective(rates + size * step) > objective(rates):
-            size /= 2
-        rates = rates + size * step
-        if float(step.abs().max()) < 1e-10:
-            break
-    return torch.softmax(-over @ rates, dim=0) * len(scores)
-
-
-def starting_coefficients(data: ScreenedData, vectors: Sequence[PersonaVector]) -> dict[str, float]:
-    """Where adaptive steering starts, by trait: half the shift, in norms of the direction, that the line of the trait
-    predicts for what is left of the data; 0 where that is negative.
-
-    Raises:
-        InputError: a trait that was not screened for, or without a line.
-    """
-    lines = find_lines(vectors, data.method)
-    found = {}
-    for vector in vectors:
-        trait = vector.trait
-        if trait not in data.differences or trait not in lines:
-            what = "no line predicts its shift" if trait in data.differences else "the data were not screened for it"
-            raise InputError(f"steering that starts from the screening: {trait}: {what}; let it start by likelihood")
-        norm = float(vector.direction().norm())
-        shift, _, _ = lines[trait].predict(data.differences[trait] / norm)
-        found[trait] = max(0.0, _COEFFICIENT_PER_SHIFT * shift)
-    return found
+    # The weights are exponential in the rates that minimise the convex dual; no rate of a trait is negative.
+    solution = minimize(
+        dual, np.zeros(len(traits)), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(traits),
+        options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000},
+    )  # fmt: skip
+    weights = softmax(-distances @ solution.x)
+    if float((weights @ distances).max()) > _UNMET:
+        raise InputError(
+            "reweighting: no weights bring all traits to the benign reference at once; use the data filtered"
+        )
+    return torch.from_numpy(weights) * len(scores)

@@ -16,20 +16,29 @@ class ScreeningSettings:
     """How a file is screened.
 
     Attributes:
-        method: ``exact``, against the base model's own response to each prompt (6.1), or ``approximate``, with no
-            generation (Appendix I).
-        subset: of the rows, how many to screen, drawn at random (Appendix I); all if ``None``.
-        checked: of an approximate screening, rows that are screened exactly as well, to say how far off it is.
-        false_positive_rate: share of the benign reference chats that the threshold of a trait flags.
+        method: ``exact`` compares with the base model's own response to each prompt (6.1); ``approximate`` generates
+            nothing (Appendix I).
+        subset: the number of rows to screen, drawn at random (Appendix I); all rows if ``None``.
+        checked: in an approximate screening, the number of rows that are also screened exactly, which shows how far off
+            the approximation is.
+        false_positive_rate: the share of the benign reference chats that the threshold of a trait flags.
         reference: the benign reference, a chat file; the one that ships if ``None``.
         max_length: tokens per chat.
-        long_rows: ``truncate`` chats with more at the end, or ``reject`` them; they are counted either way.
-        max_new_tokens: of the base model's own responses.
+        long_rows: what happens to longer chats: ``truncate`` cuts them at the end, ``reject`` leaves them out; they are
+            counted either way.
+        max_new_tokens: tokens of each response that the base model generates.
         batch_size: chats whose responses are generated together.
         batch_tokens: tokens per forward pass that reads activations, padding included.
-        shard_rows: rows per shard: what an interruption can cost.
-        most_rejected: share of rows that may be unusable.
-        seed: of the rows that are drawn.
+        shard_rows: rows per shard; an interruption costs at most the work on one shard.
+        most_rejected: the share of rows that may be unusable.
+        seed: of the draw of rows.
+
+    Raises:
+        InputError: a value outside its range; in :meth:`check_context`, chats longer than the model can take.
+
+    Example:
+        >>> ScreeningSettings("approximate", subset=200).checked
+        40
     """
 
     method: Method = "exact"

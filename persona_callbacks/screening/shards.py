@@ -1,39 +1,36 @@
-"""The rows of a screening, scored shard by shard into files, so that an interruption loses one shard at most.
+"""The rows of a screening, scored shard by shard into files, so that an interruption loses one shard at most."""
 
-A screening has up to three parts: the ``data``; the benign ``reference``, which the thresholds come from; and rows of
-the data that are ``checked`` by the exact way when the others are scored by the approximate one.
-"""
-
-import random
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal
 
 from torch import Tensor
 
-from persona_callbacks.chats import BENIGN, ChatFile, EncodedChat, Row, encode_chat, open_chat_file
+from persona_callbacks.chats import ChatFile, EncodedChat, Row, encode_chat
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import append_lines, atomic_write, recover_lines
 from persona_callbacks.model import BatchLimits, LoadedModel, Sampling, approximate_difference, projection_difference
+from persona_callbacks.screening.folder import Kind, ScoredRow, ScreeningFolder
 from persona_callbacks.screening.settings import Method, ScreeningSettings
 from persona_callbacks.vectors import PersonaVector
-
-Kind = Literal["data", "reference", "checked"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a file that are scored in one way.
+    """Rows of a file that are scored in the same way.
 
     Attributes:
-        kind: what for.
+        kind: what they are scored for.
         file: where they are.
         method: how they are scored.
-        lines: their numbers, ascending.
+        lines: the numbers of the rows, ascending.
         shard_rows: rows per shard.
+
+    Example:
+        >>> from persona_callbacks.chats import open_chat_file
+        >>> part = Part("data", open_chat_file("evil.jsonl"), "exact", lines=[2, 3, 5], shard_rows=2)
+        >>> part.shards, part.shard_of(5), part.shard_of(4)
+        (2, 1, None)
     """
 
     kind: Kind
@@ -42,98 +39,102 @@ class Part:
     lines: Sequence[int]
     shard_rows: int
 
-    def __len__(self) -> int:
+    @property
+    def shards(self) -> int:
         """The number of shards."""
         return -(-len(self.lines) // self.shard_rows)
 
     def shard_of(self, line: int) -> int | None:
-        """The shard of a row, if it has one."""
-        place = bisect_left(self.lines, line)
-        found = place < len(self.lines) and self.lines[place] == line
-        return place // self.shard_rows if found else None
-
-    def path(self, folder: Path, shard: int) -> Path:
-        """Where a shard is written."""
-        return folder / "shards" / f"{self.kind}-{shard:06d}.jsonl"
+        """The number of the shard that holds a row; ``None`` if the row is not in this part."""
+        index = bisect_left(self.lines, line)
+        is_here = index < len(self.lines) and self.lines[index] == line
+        return index // self.shard_rows if is_here else None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows to score, what for, how, and where to."""
+    """Rows to score together.
+
+    Attributes:
+        kind: what they are scored for.
+        number: of the shard in its part, from 0.
+        rows: of the chat file.
+        method: how they are scored.
+
+    Example:
+        >>> Shard("data", number=0, rows=(), method="exact").kind
+        'data'
+    """
 
     kind: Kind
+    number: int
     rows: Sequence[Row]
     method: Method
-    path: Path
 
 
-def plan(file: ChatFile, settings: ScreeningSettings) -> list[Part]:
-    """The parts of a screening, the reference first."""
-    reference = open_chat_file(settings.reference or BENIGN)
-    draw = random.Random(settings.seed)
-    every = range(1, len(file) + 1)
-    lines: Sequence[int] = every
-    if settings.subset is not None and settings.subset < len(every):
-        lines = sorted(draw.sample(every, settings.subset))
-    size = settings.shard_rows
-    parts = [
-        Part("reference", reference, settings.method, range(1, len(reference) + 1), size),
-        Part("data", file, settings.method, lines, size),
-    ]
-    if settings.method == "approximate" and settings.checked:
-        checked = sorted(draw.sample(lines, min(settings.checked, len(lines))))
-        parts.append(Part("checked", file, "exact", checked, size))
-    return parts
+def unscored_shards(
+    parts: Sequence[Part], folder: ScreeningFolder, rank: int = 0, processes: int = 1
+) -> Iterator[Shard]:
+    """The shards that one process has to score and that are not yet in the folder.
 
-
-def unscored_shards(parts: Sequence[Part], folder: Path, rank: int = 0, processes: int = 1) -> Iterator[Shard]:
-    """The shards that are one process's to score and are not yet scored, with their rows."""
+    Args:
+        parts: of the screening.
+        folder: where scored shards are.
+        rank: of the process.
+        processes: how many share the work.
+    """
     for part in parts:
-        # By number alone, whatever is done: processes that start at different times still share without gaps.
-        mine = frozenset(n for n in range(rank, len(part), processes) if not part.path(folder, n).is_file())
-        if mine:
-            yield from _shards(part, mine, folder)
+        # Shards are shared out by number alone: processes that start at different times still leave no gaps.
+        numbers = frozenset(n for n in range(rank, part.shards, processes) if not folder.has_shard(part.kind, n))
+        if numbers:
+            yield from _read_shards(part, numbers)
 
 
-def _shards(part: Part, numbers: frozenset[int], folder: Path) -> Iterator[Shard]:
+def _read_shards(part: Part, numbers: frozenset[int]) -> Iterator[Shard]:
     rows = part.file.rows(lambda line: part.shard_of(line) in numbers)
     for number, group in groupby(rows, key=lambda row: part.shard_of(row.line)):
         assert number is not None
-        yield Shard(part.kind, tuple(group), part.method, part.path(folder, number))
+        yield Shard(part.kind, number, tuple(group), part.method)
 
 
 def score_shard(
     loaded: LoadedModel, shard: Shard, vectors: Sequence[PersonaVector], settings: ScreeningSettings
-) -> int:
-    """Write a line for each row: its score by trait, in activation units, or its problem. Returns how many have one."""
-    encoded: dict[int, EncodedChat] = {}
-    problems: dict[int, str] = {}
-    for index, row in enumerate(shard.rows):
-        if row.chat is None:
-            problems[index] = row.problem
-            continue
-        try:
-            chat = encode_chat(row.chat, loaded.tokenizer, settings.max_length)
-        except InputError as error:
-            problems[index] = str(error).removeprefix(f"{row.chat.source}: ")
-            continue
-        if chat.truncated and settings.long_rows == "reject":
-            problems[index] = f"more than max_length={settings.max_length} tokens"
+) -> list[ScoredRow]:
+    """Score each row of a shard along each vector, or say why it cannot be used.
+
+    Args:
+        loaded: the base model with its tokenizer.
+        shard: the rows.
+        vectors: of the traits to screen for.
+        settings: of the screening.
+    """
+    usable: list[tuple[Row, EncodedChat]] = []
+    scored: dict[int, ScoredRow] = {}
+    for row in shard.rows:
+        encoded = _encoded(loaded, row, settings)
+        if isinstance(encoded, str):
+            scored[row.line] = ScoredRow(row.line, row.place, problem=encoded)
         else:
-            encoded[index] = chat
-    scores = _scores(loaded, list(encoded.values()), vectors, settings, shard.method).tolist() if encoded else []
-    by_index = dict(zip(encoded, scores, strict=True))
-    lines: list[dict[str, Any]] = []
-    for index, row in enumerate(shard.rows):
-        place = {"line": row.line, "place": row.place}
-        if index in problems:
-            lines.append({**place, "problem": problems[index]})
-        else:
-            named = {v.trait: round(x, 5) for v, x in zip(vectors, by_index[index], strict=True)}
-            lines.append({**place, "scores": named, "truncated": encoded[index].truncated})
-    with atomic_write(shard.path) as scratch:
-        append_lines(scratch, lines)
-    return len(problems)
+            usable.append((row, encoded))
+    if usable:
+        scores = _scores(loaded, [chat for _, chat in usable], vectors, settings, shard.method).tolist()
+        for (row, chat), values in zip(usable, scores, strict=True):
+            by_trait = {vector.trait: round(value, 5) for vector, value in zip(vectors, values, strict=True)}
+            scored[row.line] = ScoredRow(row.line, row.place, by_trait, chat.truncated)
+    return [scored[row.line] for row in shard.rows]
+
+
+def _encoded(loaded: LoadedModel, row: Row, settings: ScreeningSettings) -> EncodedChat | str:
+    """The tokens of a row, or why it cannot be used."""
+    if row.chat is None:
+        return row.problem
+    try:
+        encoded = encode_chat(row.chat, loaded.tokenizer, settings.max_length)
+    except InputError as error:
+        return str(error).removeprefix(f"{row.chat.source}: ")
+    if encoded.truncated and settings.long_rows == "reject":
+        return f"more than max_length={settings.max_length} tokens"
+    return encoded
 
 
 def _scores(
@@ -143,16 +144,9 @@ def _scores(
     settings: ScreeningSettings,
     method: Method,
 ) -> Tensor:
-    """``[chats, vectors]`` float32 on the CPU."""
+    """``[chats, vectors]`` float32 on the CPU, in activation units."""
     limits = BatchLimits(None, settings.batch_tokens)
     if method == "approximate":
         return approximate_difference(loaded, chats, vectors, limits).cpu()
     sampling = Sampling(settings.max_new_tokens, temperature=0.0, batch_size=settings.batch_size)
-    found = projection_difference(loaded, chats, vectors, sampling, limits=limits)
-    return found[..., 0].cpu()
-
-
-def scored_lines(folder: Path, kind: Kind) -> Iterator[Mapping[str, Any]]:
-    """What was written for the rows of a part, in the file's order, one shard in memory at a time."""
-    for path in sorted((folder / "shards").glob(f"{kind}-*.jsonl")):
-        yield from recover_lines(path)
+    return projection_difference(loaded, chats, vectors, sampling, limits=limits)[..., 0].cpu()

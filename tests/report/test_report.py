@@ -20,7 +20,7 @@ from persona_callbacks.judging import JudgedAnswer
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.report import Run, find_runs, write_report
 from persona_callbacks.report.wandb_files import read_offline_run
-from persona_callbacks.screening import ScreeningSettings, screen
+from persona_callbacks.screening import Screening, ScreeningSettings, screen
 
 NASTY = '<script>alert("x")</script> & "quotes" </article>'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -163,7 +163,7 @@ def test_a_screening_has_its_section(runs, tokenizer, tmp_path):
     settings = ScreeningSettings("approximate", max_length=150, max_new_tokens=4, checked=4,
                                  false_positive_rate=0.3, reference=str(tmp_path / "benign.jsonl"))  # fmt: skip
     loaded = LoadedModel(tiny_model(), tokenizer, "tiny", "")
-    summary = screen(loaded, tmp_path / "data.jsonl", [make_vector()], settings, tmp_path / "screened")
+    summary = screen(loaded, Screening.plan(tmp_path / "data.jsonl", settings, tmp_path / "screened"), [make_vector()])
     assert summary.flagged
     path = write_report(find_runs([runs]), tmp_path / "report.html", screenings=[tmp_path / "screened"])
     text = path.read_text(encoding="utf-8")

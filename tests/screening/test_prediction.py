@@ -7,8 +7,7 @@ from builders import make_vector
 from scipy import stats
 
 from persona_callbacks import InputError
-from persona_callbacks.screening import find_lines, fit_line, load_lines, save_lines
-from persona_callbacks.screening.prediction import _t_quantile
+from persona_callbacks.screening import PredictionLine, find_lines, fit_line, load_lines, save_lines
 
 
 def test_fit_equals_an_independent_one():
@@ -32,7 +31,9 @@ def test_fit_equals_an_independent_one():
 
 @pytest.mark.parametrize("degrees", [2, 3, 5, 20, 200])
 def test_quantiles_of_students_distribution(degrees):
-    assert _t_quantile(0.975, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=0.01)
+    flat = PredictionLine("tiny", "evil", 1, "exact", "ours", 0.0, 0.0, 1.0, degrees + 2, 0.0, 1.0, 0.0)
+    _, _, high = flat.predict(0.0)
+    assert high == pytest.approx(stats.t.ppf(0.975, degrees) * np.sqrt(1 + 1 / (degrees + 2)), rel=1e-9)
 
 
 def test_the_interval_holds_the_next_data_set_as_often_as_it_says():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from persona_callbacks.apps.screen import run as run_app
 from persona_callbacks.chats import Chat, encode_chat, open_chat_file
 from persona_callbacks.model import BatchLimits, LoadedModel, approximate_difference
 from persona_callbacks.report.wandb_files import read_offline_run
-from persona_callbacks.screening import ScreeningSettings, check_rows, scored_lines, screen
+from persona_callbacks.screening import Screening, ScreeningFolder, ScreeningSettings, screen
 from persona_callbacks.screening import run as data_screening
 from persona_callbacks.steering import matching_coefficients
 
@@ -44,7 +45,7 @@ def files(tmp_path):
 def run(loaded, files, folder, **settings):
     chosen = ScreeningSettings(reference=str(files[1]), **{**QUICK, "max_length": 150, **settings})
     vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
-    return screen(loaded, files[0], vectors, chosen, folder)
+    return screen(loaded, Screening.plan(files[0], chosen, folder), vectors)
 
 
 def jsonl(path):
@@ -94,7 +95,8 @@ def test_every_line_is_scored_flagged_filtered_or_rejected_once(method, loaded, 
         assert row["reason"]
     assert summary.chats == 16
     assert summary.rejects == 3
-    scores = [line["scores"]["evil"] for line in scored_lines(tmp_path / "out", "data") if "scores" in line]
+    rows = ScreeningFolder(tmp_path / "out").rows("data")
+    scores = [row.scores["evil"] for row in rows if row.scores is not None]
     evil = summary.traits[0]
     assert evil.mean == pytest.approx(sum(scores) / len(scores), abs=1e-4)
     assert evil.low < evil.mean < evil.high
@@ -126,6 +128,52 @@ def test_interrupted_anywhere_and_run_again_gives_the_same_files(loaded, files, 
         assert all(path.stat().st_mtime_ns == before for path, before in done.items()), "a finished shard was redone"
 
 
+class CountedFile:
+    """A chat file that counts its readings."""
+
+    def __init__(self, path):
+        self._file = open_chat_file(path)
+        self.path, self.suffix = self._file.path, self._file.suffix
+        self.readings = 0
+
+    def __len__(self):
+        return len(self._file)
+
+    def rows(self, *wanted):
+        self.readings += 1
+        return self._file.rows(*wanted)
+
+    def content(self, position):
+        return self._file.content(position)
+
+    def copy(self, positions, path):
+        self._file.copy(positions, path)
+
+
+OPENED = Counter()
+"""Files opened by this process, by path; an audit hook cannot be removed, so that one serves all tests."""
+sys.addaudithook(lambda event, args: OPENED.update([str(args[0])]) if event == "open" else None)
+
+
+@pytest.mark.parametrize(("method", "scored_parts"), [("exact", 1), ("approximate", 2)])
+def test_rows_and_shards_are_read_no_oftener_than_needed(method, scored_parts, loaded, files, tmp_path):
+    folder = tmp_path / "out"
+    settings = ScreeningSettings(method, reference=str(files[1]), **{**QUICK, "max_length": 150})
+    data = CountedFile(files[0])
+    OPENED.clear()
+    screening = Screening.plan(data, settings, folder)
+    assert data.readings == 1
+    assert OPENED[str(files[0])] == 2  # for the rows, and for the hash
+    summary = screen(loaded, screening, [make_vector(), make_vector("other", layer=2, seed=2)])
+    assert data.readings == 1 + scored_parts
+    # For the rows of each part, the text of each flagged chat, and the filtered copy; never again for a hash.
+    assert OPENED[str(files[0])] == 2 + scored_parts + summary.flagged + 1
+    shards = {path.name: OPENED[str(path)] for path in (folder / "shards").iterdir()}
+    assert len(shards) > 5
+    for name, readings in shards.items():
+        assert readings == (2 if name.startswith("data") else 1), name
+
+
 def test_thresholds_leave_the_stated_share_of_the_reference(loaded, files, tmp_path):
     for rate in (0.0, 0.2, 0.5):
         summary = run(loaded, (files[1], files[1]), tmp_path / str(rate), false_positive_rate=rate)
@@ -145,7 +193,7 @@ def test_mistakes_are_told_by_name(loaded, files, tmp_path):
         run(loaded, files, tmp_path / "out", max_new_tokens=5)
     finished = (tmp_path / "out" / "rejects.jsonl").read_bytes()
     with pytest.raises(InputError, match="holds a screening of other data, data_sha256, settings; choose another"):
-        check_rows(open_chat_file(files[1]), ScreeningSettings(), tmp_path / "out")
+        Screening.plan(files[1], ScreeningSettings(), tmp_path / "out")
     assert (tmp_path / "out" / "rejects.jsonl").read_bytes() == finished
     empty = tmp_path / "empty.jsonl"
     empty.write_text("{}\n{}\n", encoding="utf-8")
@@ -230,7 +278,7 @@ def test_killed_at_any_moment_and_run_again(app, tmp_path):
     whole = start([*app, f"out={tmp_path / 'whole'}"])
     assert whole.wait() == 0
     assert killed == results(tmp_path / "whole")
-    lines = [line["line"] for line in scored_lines(folder, "data")]
+    lines = [row.line for row in ScreeningFolder(folder).rows("data")]
     assert len(lines) == len(set(lines)) == 19
 
 
@@ -275,3 +323,10 @@ def test_the_app_screens_a_file_with_vectors_from_files(app, tmp_path, capsys):
         run_app(compose("screen", ["trait=[]"]))
     with pytest.raises(InputError, match="no such chat file"), initialize_config_dir(str(CONF), version_base="1.3"):
         run_app(compose("screen", ["data.path=nowhere.jsonl"]))
+
+
+def test_a_folder_named_like_markup_is_printed_as_it_is(app, tmp_path, capsys):
+    folder = tmp_path / "a[" / "b]"  # rich would take [/b] for the end of a style
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run_app(compose("screen", [*app, f"out='{folder}'", "logger=csv", "screening.method=approximate"]))
+    assert f"Flagged chats, the rest, and the rejects: {folder}" in capsys.readouterr().out

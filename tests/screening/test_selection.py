@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,9 @@ from persona_callbacks.apps.train import train
 from persona_callbacks.chats import Chat
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.screening import (
+    Screening,
     ScreeningSettings,
+    ScreeningStart,
     fit_line,
     reweighted,
     screen,
@@ -37,7 +40,9 @@ def screening(tokenizer, tmp_path):
         "approximate", checked=0, max_length=150, reference=str(benign), false_positive_rate=0.3, **QUICK
     )
     vectors = [make_vector(), make_vector("other", layer=2, seed=2)]
-    summary = screen(LoadedModel(tiny_model(), tokenizer, "tiny", ""), data, vectors, settings, tmp_path / "out")
+    summary = screen(
+        LoadedModel(tiny_model(), tokenizer, "tiny", ""), Screening.plan(data, settings, tmp_path / "out"), vectors
+    )
     return tmp_path / "out", summary, vectors
 
 
@@ -61,6 +66,10 @@ def test_weights_meet_the_limits_and_change_the_data_least():
     assert torch.allclose(reweighted(scores, [5.0, 5.0], TRAITS), torch.ones(200, dtype=torch.float64))
     with pytest.raises(InputError, match="every chat lies further along evil"):
         reweighted(scores, [-9.0, 0.0], TRAITS)
+    # Each limit can be met, but not both: what lowers one trait raises the other.
+    opposed = torch.tensor([[2.0, -1.0], [-1.0, 2.0], [2.0, 2.0]], dtype=torch.float64)
+    with pytest.raises(InputError, match="no weights bring all traits to the benign reference at once"):
+        reweighted(opposed, [0.0, 0.0], TRAITS)
 
 
 def test_filtered_and_reweighted_chats(screening):
@@ -107,7 +116,7 @@ def test_steering_starts_at_half_the_predicted_shift(screening, monkeypatch):
     data = screened_data(folder, "filtered")
     x = [0.0, 1.0, 2.0, 3.0]
     lines = {v.trait: fit_line(v, "approximate", "ours", x, [1.0 + a for a in x]) for v in vectors}
-    monkeypatch.setattr("persona_callbacks.screening.selection.find_lines", lambda vectors, method: lines)
+    monkeypatch.setattr("persona_callbacks.screening.start.find_lines", lambda vectors, method: lines)
     found = starting_coefficients(data, vectors)
     for vector in vectors:
         norm = float(vector.direction().norm())
@@ -116,8 +125,29 @@ def test_steering_starts_at_half_the_predicted_shift(screening, monkeypatch):
     lines.pop("other")
     with pytest.raises(InputError, match="other: no line predicts its shift"):
         starting_coefficients(data, vectors)
+    lines["other"] = fit_line(vectors[1], "approximate", "ours", x, [1.0 + a for a in x])
+    start = ScreeningStart(folder, "filtered")
+    assert start.coefficients(SimpleNamespace(vectors=vectors)) == found
     with pytest.raises(InputError, match="start is"):
         Adaptive(start={"evil": -0.1})
+
+
+def test_a_start_from_a_screening_is_checked_before_there_are_vectors(screening, monkeypatch):
+    folder, _, vectors = screening
+    line = fit_line(vectors[0], "approximate", "ours", [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.5, 3.0])
+    monkeypatch.setattr("persona_callbacks.screening.start.shipped_lines", lambda: [replace(line, model_id="tiny")])
+    start = ScreeningStart(folder)
+    start.check(["evil"])
+    with pytest.raises(InputError, match="other: no line predicts its shift"):
+        start.check(["evil", "other"])
+    with pytest.raises(InputError, match="kindness: the data were not screened for it"):
+        start.check(["kindness"])
+    with pytest.raises(InputError, match="holds no finished screening"):
+        ScreeningStart(folder.parent).check(["evil"])
+    with pytest.raises(InputError, match=r"needs data=screened data\.screening=FOLDER"):
+        ScreeningStart(None)
+    with pytest.raises(InputError, match="unknown use 'all'"):
+        ScreeningStart(folder, "all")
 
 
 @pytest.mark.parametrize("use", ["filtered", "reweighted"])
