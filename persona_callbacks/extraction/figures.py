@@ -6,9 +6,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from persona_callbacks.extraction.layer_choice import Steered
+from persona_callbacks.palette import BASE, BLUE, PURPLE, RED
 from persona_callbacks.vectors import PersonaVector
-
-_RED, _BLUE, _PURPLE, _GREY = "#b5261e", "#1f6f8b", "#6b4c9a", "0.6"
 
 
 def layer_figure(vector: PersonaVector) -> Figure:
@@ -17,21 +16,21 @@ def layer_figure(vector: PersonaVector) -> Figure:
     below = [
         (f"{kind}_layers", name, label, colour)
         for kind, name, label, colour in (
-            ("steering_effect", "steering_effect", "steering effect (nats per token)", _RED),
-            ("sweep", "sweep_expression", "expression when steered (0–100)", _RED),
-            ("sweep", "sweep_coherence", "coherence when steered (0–100)", _GREY),
+            ("steering_effect", "steering_effect", "steering effect (nats per token)", RED),
+            ("sweep", "sweep_expression", "expression when steered (0–100)", RED),
+            ("sweep", "sweep_coherence", "coherence when steered (0–100)", BASE),
         )
         if name in statistics
     ]
     figure = Figure(figsize=(7.5, 6.0 if below else 3.4), dpi=130, layout="constrained")
     rows = figure.subplots(2 if below else 1, 1, sharex=True, squeeze=False)[:, 0]
     for name, label, colour in (
-        ("auc", "held-out AUC", _BLUE),
-        ("split_half_cosine", "cosine of two halves", _PURPLE),
+        ("auc", "held-out AUC", BLUE),
+        ("split_half_cosine", "cosine of two halves", PURPLE),
     ):
         if name in statistics:
             rows[0].plot(range(vector.num_layers + 1), statistics[name], color=colour, linewidth=2, label=label)
-    rows[0].axhline(0.5, color=_GREY, linewidth=1, linestyle=":")
+    rows[0].axhline(0.5, color=BASE, linewidth=1, linestyle=":")
     rows[0].set_ylim(0, 1.02)
     rows[0].legend(frameon=False, loc="lower right")
     for layers, name, label, colour in below:
@@ -39,7 +38,7 @@ def layer_figure(vector: PersonaVector) -> Figure:
     if below:
         rows[1].legend(frameon=False)
         if "unsteered_expression" in statistics:
-            rows[1].axhline(statistics["unsteered_expression"][0], color=_GREY, linewidth=1, linestyle=":")
+            rows[1].axhline(statistics["unsteered_expression"][0], color=BASE, linewidth=1, linestyle=":")
     for axes in rows:
         axes.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
@@ -60,10 +59,10 @@ def curve_figure(trait: str, curve: Sequence[Steered], unsteered: float) -> Figu
     axes = figure.subplots()
     coefficients = [point.coefficient for point in curve]
     expressions = [point.expression for point in curve]
-    axes.errorbar(coefficients, expressions, [point.spread for point in curve], color=_RED, marker="o", capsize=3,
+    axes.errorbar(coefficients, expressions, [point.spread for point in curve], color=RED, marker="o", capsize=3,
                   linewidth=2, label="trait expression")  # fmt: skip
-    axes.plot(coefficients, [point.coherence for point in curve], color=_GREY, marker=".", label="coherence")
-    axes.axhline(unsteered, color=_RED, linewidth=1, linestyle=":")
+    axes.plot(coefficients, [point.coherence for point in curve], color=BASE, marker=".", label="coherence")
+    axes.axhline(unsteered, color=RED, linewidth=1, linestyle=":")
     axes.axvline(0, color="0.85", linewidth=1)
     axes.set(xlabel=f"coefficient at layer {curve[0].layer}", ylabel="0–100", ylim=(-2, 102))
     axes.set_title(f"{trait}: answers when steered at inference", loc="left")
