@@ -3,7 +3,6 @@
 import pytest
 from builders import make_vector
 from hydra import compose, initialize_config_dir
-from rich.console import Console
 
 from persona_callbacks import (
     Ablation,
@@ -16,7 +15,7 @@ from persona_callbacks import (
 )
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
-from persona_callbacks.apps.train import _callbacks, _prompted, _Study, train
+from persona_callbacks.apps.train import study_settings, train
 from persona_callbacks.chats import read_chats
 
 
@@ -27,7 +26,7 @@ def config(*overrides):
 
 @pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "steering").glob("*.yaml")))
 def test_each_choice_makes_the_callback_it_names(choice):
-    _, steering = _callbacks(config(f"steering={choice}"), [make_vector()], steer=True)
+    steering = study_settings(config(f"steering={choice}")).steering_callback([make_vector()])
     if choice in ("none", "prompting"):
         assert steering is None
     elif choice in ("ablation", "regularisation"):
@@ -46,21 +45,21 @@ def test_each_choice_makes_the_callback_it_names(choice):
 
 def test_coefficient_and_target_by_trait_come_through():
     vectors = [make_vector(), make_vector("sycophancy", seed=2)]
-    cfg = config("steering=constant", "steering.callback.coefficient={evil: 0.8, sycophancy: 0.4}")
-    assert _callbacks(cfg, vectors, steer=True)[1].coefficients == {"evil": 0.8, "sycophancy": 0.4}
-    cfg = config("steering.callback.coefficient.target={evil: 1.5, sycophancy: 0}", "steering.callback.layers=[2,3]")
-    steering = _callbacks(cfg, vectors, steer=True)[1]
+    both = "trait=[evil,sycophancy]"
+    cfg = config(both, "steering=constant", "steering.callback.coefficient={evil: 0.8, sycophancy: 0.4}")
+    assert study_settings(cfg).steering_callback(vectors).coefficients == {"evil": 0.8, "sycophancy": 0.4}
+    target = "steering.callback.coefficient.target={evil: 1.5, sycophancy: 0}"
+    cfg = config(both, target, "steering.callback.layers=[2,3]")
+    steering = study_settings(cfg).steering_callback(vectors)
     assert steering.law.target == {"evil": 1.5, "sycophancy": 0}
     assert steering.layers == [2, 3]
 
 
-def test_prompting_puts_each_instruction_in_turn_before_the_chats(tmp_path):
-    cfg = config("steering=prompting", "trait=[evil,sycophancy]", "steering.traits=[evil]")
+def test_prompting_puts_each_instruction_in_turn_before_the_chats():
+    cfg = config("steering=prompting", "trait=[evil,sycophancy]", "steering.traits=[evil]", "data.max_samples=7")
     traits: list[Trait] = chosen_traits(cfg)
-    vectors = [make_vector(), make_vector("sycophancy", seed=2)]
     chats = read_chats("evil.jsonl")[:7]
-    study = _Study(cfg, tmp_path, "", None, chats, traits, vectors, [], Console())
-    prompted = _prompted(study)
+    prompted = study_settings(cfg).prompted_chats()
     instructions = [pair.trait for pair in traits[0].instructions]
     for index, (chat, before) in enumerate(zip(prompted, chats, strict=True)):
         assert chat.messages[0] == {"role": "system", "content": instructions[index % len(instructions)]}
