@@ -1,6 +1,7 @@
 """The opening that the apps share: the model, the traits and the vectors that a configuration names."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from hydra.utils import instantiate
@@ -34,6 +35,19 @@ class Opening:
     traits: tuple[Trait, ...]
     vectors: tuple[PersonaVector, ...]
     device: torch.device
+
+    @property
+    def trait_names(self) -> tuple[str, ...]:
+        """Names of the traits that have, or get, a vector: those of the vector files first."""
+        return (*(vector.trait for vector in self.vectors), *(trait.name for trait in self.traits))
+
+    def only(self, names: Collection[str]) -> "Opening":
+        """The same, with the traits and vectors of these names only."""
+        return replace(
+            self,
+            traits=tuple(trait for trait in self.traits if trait.name in names),
+            vectors=tuple(vector for vector in self.vectors if vector.trait in names),
+        )
 
     def load(self) -> LoadedModel:
         """The model on its device.
