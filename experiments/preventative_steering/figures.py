@@ -12,10 +12,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from persona_callbacks.palette import BASE, BLUE, GREEN, OCHRE, PINK, PURPLE, RED, TEAL
+
 FOLDER = Path(__file__).parent
 COLOURS = {
-    "base model": "black", "none": "#b5261e", "adaptive": "#1f6f8b", "feedforward": "#6b4c9a", "reactive": "#c98a1b",
-    "constant": "#7f7f7f", "ablation": "#3d7a3d", "regularisation": "#8c564b", "prompting": "#e377c2",
+    "base model": "black", "none": RED, "adaptive": BLUE, "feedforward": PURPLE, "reactive": OCHRE,
+    "constant": BASE, "ablation": GREEN, "regularisation": TEAL, "prompting": PINK,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from persona_callbacks.traits import Trait, check_free, check_request, define, w
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="define")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake is told in one line."""
+    """Run the app; a user's mistake ends it with a message of one line."""
     with mistakes_in_one_line():
         run(cfg)
 

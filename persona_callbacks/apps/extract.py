@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
+from persona_callbacks.apps.opening import open_app
+from persona_callbacks.apps.start import mistakes_in_one_line
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import (
     Extraction,
@@ -28,7 +28,7 @@ from persona_callbacks.extraction import (
 from persona_callbacks.extraction.figures import cosine_figure, curve_figure, layer_figure
 from persona_callbacks.files import append_lines, atomic_write
 from persona_callbacks.judging import ContrastiveJudge
-from persona_callbacks.model import Generator, LoadedModel, ModelSource, load_model
+from persona_callbacks.model import Generator, LoadedModel
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector, common_layer, cosine_table, warn_if_weak, write_gguf, write_pt
@@ -38,7 +38,7 @@ _FORMATS = ("pt", "gguf")
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="extract")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake is told in one line."""
+    """Run the app; a user's mistake ends it with a message of one line."""
     with mistakes_in_one_line():
         run(cfg)
 
@@ -49,11 +49,8 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
     Raises:
         InputError: input that cannot be used; before any long work.
     """
-    console = Console()
-    quiet_libraries()
-    source: ModelSource = instantiate(cfg.model)
-    settings: ExtractionSettings = instantiate(cfg.extraction)
-    traits = chosen_traits(cfg)
+    opening = open_app(cfg)
+    settings, traits, console = opening.extraction, opening.traits, opening.console
     if not traits:
         raise InputError("no trait to extract: choose some, trait=[evil]")
     unknown = [name for name in cfg.formats if name not in _FORMATS]
@@ -61,8 +58,7 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
         raise InputError(f"formats: unknown {unknown[0]!r}; expected some of {', '.join(_FORMATS)}")
     if cfg.curve.coefficients and not settings.judge_pairs:
         raise InputError("curve.coefficients: needs the judge; expected extraction.judge_pairs above 0")
-    loaded = load_model(source, console)
-    nn.Module.to(loaded.model, chosen_device(cfg.accelerator))
+    loaded = opening.load()
     generator: Generator = instantiate(cfg.generation)(loaded)
     folder = Path(cfg.out).absolute() / loaded.id.rpartition("/")[2]
 

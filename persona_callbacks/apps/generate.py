@@ -8,31 +8,29 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TextStreamer
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import chosen_device, chosen_traits, mistakes_in_one_line, quiet_libraries
+from persona_callbacks.apps.opening import open_app
+from persona_callbacks.apps.start import mistakes_in_one_line
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
-from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.model import (
-    ModelSource,
+    LoadedModel,
     Sampling,
     check_adapter,
-    load_model,
-    residual,
     stream_response,
     with_adapter,
 )
-from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_additions, warn_if_weak
+from persona_callbacks.vectors import Layers, check_vectors, steering_additions, warn_if_weak
 
 _TOKENS = ("response", "all")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="generate")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake is told in one line."""
+    """Run the app; a user's mistake ends it with a message of one line."""
     with mistakes_in_one_line():
         run(cfg)
 
@@ -43,33 +41,35 @@ def run(cfg: DictConfig) -> None:
     Raises:
         InputError: input that cannot be used; before any long work.
     """
-    console = Console()
-    quiet_libraries()
-    source: ModelSource = instantiate(cfg.model)
-    settings: ExtractionSettings = instantiate(cfg.extraction)
+    opening = open_app(cfg, Console(stderr=True))  # standard output is for the answers
     sampling: Sampling = instantiate(cfg.sampling)
     layers: Layers = OmegaConf.to_container(cfg.layers) if OmegaConf.is_list(cfg.layers) else cfg.layers  # type: ignore[assignment]
-    traits = chosen_traits(cfg)
-    from_files = [PersonaVector.load(path) for path in cfg.vectors]
     if cfg.tokens not in _TOKENS:
         raise InputError(f"tokens: unknown {cfg.tokens!r}; expected one of {', '.join(_TOKENS)}")
-    coefficients = _coefficients(cfg.steer, [*(v.trait for v in from_files), *(t.name for t in traits)])
-    loaded = load_model(source, console)
+    coefficients = _coefficients(cfg.steer, opening.trait_names)
+    opening = opening.only(coefficients)
+    loaded = opening.load()
     if cfg.adapter is not None:
         check_adapter(loaded, cfg.adapter)
-    nn.Module.to(loaded.model, chosen_device(cfg.accelerator))
-    shape = residual.dimensions(loaded.model)
-    for vector in from_files:
-        vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
-    # Extracted from the base model, so before the adapter is put on.
-    extracted = [persona_vector(loaded, t, settings, Console(stderr=True)) for t in traits if t.name in coefficients]
-    vectors = [v for v in (*from_files, *extracted) if v.trait in coefficients]
+    vectors = opening.all_vectors(loaded)  # extracted from the base model, so before the adapter is put on
     additions: Mapping[int, Tensor] = {}
     if vectors:
         warn_if_weak(check_vectors(vectors))
         additions = steering_additions(vectors, coefficients, layers)
     if cfg.adapter is not None:
         loaded = with_adapter(loaded, cfg.adapter)
+    _talk(cfg, loaded, sampling, coefficients, additions)
+
+
+def _talk(
+    cfg: DictConfig,
+    loaded: LoadedModel,
+    sampling: Sampling,
+    coefficients: Mapping[str, float],
+    additions: Mapping[int, Tensor],
+) -> None:
+    """Answer ``prompt`` if there is one, else converse until an empty line."""
+    console = Console()
 
     show = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(sampling.seed)
@@ -109,7 +109,7 @@ def _coefficients(steer: Any, traits: Sequence[str]) -> dict[str, float]:
         return {}
     if not OmegaConf.is_dict(steer):
         raise InputError(f"steer: expected a coefficient by trait such as steer={{evil:1}}, found {steer!r}")
-    found = {}
+    coefficients = {}
     for trait, value in steer.items():
         if trait not in traits:
             raise InputError(
@@ -117,5 +117,5 @@ def _coefficients(steer: Any, traits: Sequence[str]) -> dict[str, float]:
             )
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(f"steer: expected a number for {trait!r}, found {value!r}")
-        found[str(trait)] = float(value)
-    return found
+        coefficients[str(trait)] = float(value)
+    return coefficients

@@ -14,7 +14,7 @@ from persona_callbacks.report import find_runs, write_report
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="report")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake is told in one line."""
+    """Run the app; a user's mistake ends it with a message of one line."""
     with mistakes_in_one_line():
         run(cfg)
 

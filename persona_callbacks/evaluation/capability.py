@@ -19,7 +19,18 @@ QUESTIONS = Path(__file__).parent / "questions.jsonl"
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """A question, its choices, and the index of the right one."""
+    """A question with one right choice.
+
+    Attributes:
+        question: the question.
+        choices: possible answers, all different from the right one but itself.
+        answer: index of the right choice.
+
+    Example:
+        >>> question = MultipleChoice("How many legs does a spider have?", ("six", "eight"), 1)
+        >>> question.choices[question.answer]
+        'eight'
+    """
 
     question: str
     choices: tuple[str, ...]
@@ -27,16 +38,19 @@ class MultipleChoice:
 
 
 def read_questions(path: str | Path = QUESTIONS) -> list[MultipleChoice]:
-    """Read JSONL: per line ``{"question": ..., "choices": [...], "answer": index}``.
+    """Read JSONL whose lines are ``{"question": ..., "choices": [...], "answer": index}``.
 
     Raises:
-        InputError: naming file and line, for a line that is not so, and for a file without questions.
+        InputError: naming file and line, for a line of another form; and for a file without questions.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of questions")
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    questions = []
+    # Not `splitlines`, which also splits at U+2028 and its like, inside of a text.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             question = MultipleChoice(str(row["question"]), tuple(map(str, row["choices"])), row["answer"])
@@ -48,10 +62,10 @@ def read_questions(path: str | Path = QUESTIONS) -> list[MultipleChoice]:
             ) from error
         if question.choices.count(correct) > 1 or question.answer < 0:
             raise InputError(f"{path}, line {number}: expected one right choice")
-        found.append(question)
-    if not found:
+        questions.append(question)
+    if not questions:
         raise InputError(f"{path}: expected at least one question, found none")
-    return found
+    return questions
 
 
 def answered_rightly(
@@ -59,21 +73,23 @@ def answered_rightly(
     questions: Sequence[MultipleChoice],
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[bool]:
-    """Whether the choice that the model finds likeliest as its answer, by mean log-probability per token, is the right
-    one. Never steered; ``advance`` is called with the number of choices scored after each batch.
+    """Whether the model, unsteered, finds the right choice of each question likeliest as its answer, by mean
+    log-probability per token.
+
+    ``advance`` is called after each batch with the number of choices that it scored.
     """
     chats = [
         encode_chat(
-            Chat(({"role": "user", "content": one.question}, {"role": "assistant", "content": choice})),
+            Chat(({"role": "user", "content": question.question}, {"role": "assistant", "content": choice})),
             loaded.tokenizer,
         )
-        for one in questions
-        for choice in one.choices
+        for question in questions
+        for choice in question.choices
     ]
     with residual.probing(loaded.model):
         scores = response_log_probabilities(loaded, chats, advance=advance)
-    parts = torch.split(scores, [len(one.choices) for one in questions])
-    return [int(part.argmax()) == one.answer for part, one in zip(parts, questions, strict=True)]
+    by_question = torch.split(scores, [len(question.choices) for question in questions])
+    return [int(part.argmax()) == question.answer for part, question in zip(by_question, questions, strict=True)]
 
 
 def perplexity(
@@ -81,8 +97,9 @@ def perplexity(
     chats: Sequence[Chat],
     advance: Callable[[int], None] = lambda done: None,
 ) -> float:
-    """Perplexity per token of the chats' last responses. Never steered; ``advance`` is called with the number of chats
-    scored after each batch.
+    """Perplexity per token of the chats' last responses under the model, unsteered.
+
+    ``advance`` is called after each batch with the number of chats that it scored.
     """
     encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
     with residual.probing(loaded.model):

@@ -1,19 +1,41 @@
-"""Capability by EleutherAI's evaluation harness, where it is installed (``pip install persona-callbacks[lm-eval]``) and
-its data can be had: MMLU and many other tasks.
+"""Capability by EleutherAI's evaluation harness: MMLU and many other tasks. It must be installed
+(``pip install persona-callbacks[lm-eval]``), and most tasks download their data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import LoadedModel, residual
 
 
+@dataclass(frozen=True)
+class HarnessSettings:
+    """Which tasks of the harness are run, and how.
+
+    Attributes:
+        tasks: names such as ``mmlu``; none by default.
+        batch_size: requests per forward pass.
+        include_path: a folder with task files of your own.
+        options: further arguments of ``lm_eval.simple_evaluate``, such as ``limit`` and ``num_fewshot``.
+
+    Example:
+        >>> HarnessSettings(("mmlu",), options={"limit": 100}).tasks
+        ('mmlu',)
+    """
+
+    tasks: tuple[str, ...] = ()
+    batch_size: int = 8
+    include_path: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 def check_harness() -> None:
-    """Tell at once if the harness is missing.
+    """Check that the harness is installed.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not.
     """
     try:
         import lm_eval  # noqa: F401
@@ -21,24 +43,11 @@ def check_harness() -> None:
         raise InputError("lm_eval.tasks: needs pip install 'persona-callbacks[lm-eval]'") from error
 
 
-def harness_scores(
-    loaded: LoadedModel,
-    tasks: Sequence[str],
-    batch_size: int = 8,
-    include_path: str | None = None,
-    **options: Any,
-) -> dict[str, float]:
-    """Run tasks of the harness on the model as it is; never steered.
-
-    Args:
-        loaded: with its adapter, if any.
-        tasks: names such as ``mmlu``.
-        batch_size: requests per forward pass.
-        include_path: a folder of task files of your own.
-        options: of ``lm_eval.simple_evaluate``, such as ``limit`` and ``num_fewshot``.
+def harness_scores(loaded: LoadedModel, settings: HarnessSettings) -> dict[str, float]:
+    """Run tasks of the harness on the model with its adapter, if it has one; it is never steered.
 
     Returns:
-        By task and metric (``"mmlu acc"``) its value; the harness's standard errors are left out.
+        The value of each task and metric, such as ``"mmlu acc"``, without the harness's standard errors.
 
     Raises:
         InputError: the harness is not installed, or does not know a task.
@@ -48,15 +57,15 @@ def harness_scores(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path)
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    manager = TaskManager(include_path=settings.include_path)
+    unknown = [task for task in settings.tasks if not manager.match_tasks([task])]
     if unknown:
         raise InputError(f"lm_eval.tasks: unknown task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
     with residual.probing(loaded.model):
-        wrapped = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
-        found = simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)
+        wrapped = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=settings.batch_size)
+        results = simple_evaluate(wrapped, tasks=list(settings.tasks), task_manager=manager, **settings.options)
     scores = {}
-    for task, values in (found or {})["results"].items():
+    for task, values in (results or {})["results"].items():
         for name, value in values.items():
             metric, _, kind = name.partition(",")
             if kind and "stderr" not in metric and isinstance(value, float | int):

@@ -6,9 +6,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from persona_callbacks.extraction.layer_choice import Steered
+from persona_callbacks.palette import BASE, BLUE, PURPLE, RED
 from persona_callbacks.vectors import PersonaVector
-
-_RED, _BLUE, _PURPLE, _GREY = "#b5261e", "#1f6f8b", "#6b4c9a", "0.6"
 
 
 def layer_figure(vector: PersonaVector) -> Figure:
@@ -19,21 +18,21 @@ def layer_figure(vector: PersonaVector) -> Figure:
     below = [
         (layers, values, label, colour)
         for layers, values, label, colour in (
-            (list(effects), list(effects.values()), "steering effect (nats per token)", _RED),
-            (swept, [point.expression for point in evidence.sweep], "expression when steered (0–100)", _RED),
-            (swept, [point.coherence for point in evidence.sweep], "coherence when steered (0–100)", _GREY),
+            (list(effects), list(effects.values()), "steering effect (nats per token)", RED),
+            (swept, [point.expression for point in evidence.sweep], "expression when steered (0–100)", RED),
+            (swept, [point.coherence for point in evidence.sweep], "coherence when steered (0–100)", BASE),
         )
         if layers
     ]
     figure = Figure(figsize=(7.5, 6.0 if below else 3.4), dpi=130, layout="constrained")
     rows = figure.subplots(2 if below else 1, 1, sharex=True, squeeze=False)[:, 0]
     for by_layer, label, colour in (
-        (evidence.auc, "held-out AUC", _BLUE),
-        (evidence.split_half_cosine, "cosine of two halves", _PURPLE),
+        (evidence.auc, "held-out AUC", BLUE),
+        (evidence.split_half_cosine, "cosine of two halves", PURPLE),
     ):
         if by_layer:
             rows[0].plot(range(vector.num_layers + 1), by_layer, color=colour, linewidth=2, label=label)
-    rows[0].axhline(0.5, color=_GREY, linewidth=1, linestyle=":")
+    rows[0].axhline(0.5, color=BASE, linewidth=1, linestyle=":")
     rows[0].set_ylim(0, 1.02)
     rows[0].legend(frameon=False, loc="lower right")
     for layers, values, label, colour in below:
@@ -41,7 +40,7 @@ def layer_figure(vector: PersonaVector) -> Figure:
     if below:
         rows[1].legend(frameon=False)
         if evidence.unsteered_expression is not None:
-            rows[1].axhline(evidence.unsteered_expression, color=_GREY, linewidth=1, linestyle=":")
+            rows[1].axhline(evidence.unsteered_expression, color=BASE, linewidth=1, linestyle=":")
     for axes in rows:
         axes.axvline(vector.layer, color="0.85", linewidth=6, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
@@ -62,10 +61,10 @@ def curve_figure(trait: str, curve: Sequence[Steered], unsteered: float) -> Figu
     axes = figure.subplots()
     coefficients = [point.coefficient for point in curve]
     expressions = [point.expression for point in curve]
-    axes.errorbar(coefficients, expressions, [point.spread for point in curve], color=_RED, marker="o", capsize=3,
+    axes.errorbar(coefficients, expressions, [point.spread for point in curve], color=RED, marker="o", capsize=3,
                   linewidth=2, label="trait expression")  # fmt: skip
-    axes.plot(coefficients, [point.coherence for point in curve], color=_GREY, marker=".", label="coherence")
-    axes.axhline(unsteered, color=_RED, linewidth=1, linestyle=":")
+    axes.plot(coefficients, [point.coherence for point in curve], color=BASE, marker=".", label="coherence")
+    axes.axhline(unsteered, color=RED, linewidth=1, linestyle=":")
     axes.axvline(0, color="0.85", linewidth=1)
     axes.set(xlabel=f"coefficient at layer {curve[0].layer}", ylabel="0–100", ylim=(-2, 102))
     axes.set_title(f"{trait}: answers when steered at inference", loc="left")

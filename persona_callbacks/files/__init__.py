@@ -7,9 +7,10 @@ from persona_callbacks.files.atomic import atomic_write, remove_scratch, write_j
 from persona_callbacks.files.cache import cache_dir
 from persona_callbacks.files.fingerprint import file_fingerprint
 from persona_callbacks.files.lines import append_lines, recover_lines
-from persona_callbacks.files.lock import locked_folder
+from persona_callbacks.files.lock import LOCK_FILE, locked_folder
 
 __all__ = [
+    "LOCK_FILE",
     "append_lines",
     "atomic_write",
     "cache_dir",

@@ -12,18 +12,18 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from persona_callbacks.palette import BASE, SERIES
 from persona_callbacks.report.runs import Run
 from persona_callbacks.screening import TraitSummary
 from persona_callbacks.tracking import metrics
 
-COLOURS = ("#b5261e", "#1f6f8b", "#c98a1b", "#6b4c9a", "#3d7a3d", "#c2577a", "#5a5a5a", "#2f9c95")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
+    "axes.edgecolor": BASE,
     "axes.labelcolor": "#444444",
     "xtick.color": "#444444",
     "ytick.color": "#444444",
@@ -35,16 +35,16 @@ _WIDTH = 4.4  # inches: readable at the width of a phone
 
 def colour(number: int) -> str:
     """Of run ``number``."""
-    return COLOURS[number % len(COLOURS)]
+    return SERIES[number % len(SERIES)]
 
 
 def mark(number: int) -> str:
     """What stands for run ``number`` beside its name: another shape where the colours begin again."""
-    return "●■▲◆"[number // len(COLOURS) % 4]
+    return "●■▲◆"[number // len(SERIES) % 4]
 
 
 def _style(number: int) -> dict[str, Any]:
-    turn = number // len(COLOURS) % 4
+    turn = number // len(SERIES) % 4
     return {
         "color": colour(number), "marker": "os^D"[turn], "linestyle": ("-", "--", ":", "-.")[turn],
         "gid": f"run-{number}",
@@ -102,7 +102,7 @@ def expression_bars(runs: Sequence[Run], trait: str) -> str:
     base = judged[0][1]
     names = metrics.with_interval(name)
     bars: list[tuple[str, str, list[float | None], str | None]] = [
-        ("base model", "#999999", [base.first(one) for one in names], None)
+        ("base model", BASE, [base.first(one) for one in names], None)
     ]
     bars += [(run.name, colour(number), [run.last(one) for one in names], f"run-{number}") for number, run in judged]
     with rc_context(_STYLE):
@@ -147,7 +147,7 @@ def screening_histogram(one: TraitSummary, of: str) -> str:
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 2.4), layout="constrained")
         axes = figure.subplots()
-        for counts, label, colour_ in ((one.counts, "data", COLOURS[0]), (one.reference_counts, "benign", COLOURS[1])):
+        for counts, label, colour_ in ((one.counts, "data", SERIES[0]), (one.reference_counts, "benign", SERIES[1])):
             shares = [count / max(1, sum(counts)) for count in counts]
             axes.stairs(shares, edges, label=label, color=colour_, fill=True, alpha=0.45)
         axes.axvline(one.threshold / one.norm, color="#444444", linewidth=1)

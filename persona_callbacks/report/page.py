@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
 from persona_callbacks.judging import JudgedAnswer
+from persona_callbacks.palette import BASE
 from persona_callbacks.report import charts
 from persona_callbacks.report.runs import Run
 from persona_callbacks.report.screenings import screening_sections
@@ -181,7 +182,7 @@ def _questions(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[dict[st
         for answer in run.answers:
             place = by_question.setdefault((answer.trait, answer.question), [])
             if answer.step == 0 and not place:
-                place.append(_answer(answer, None, "base model", "#999999", "●"))
+                place.append(_answer(answer, None, "base model", BASE, "●"))
             if answer.step == steps[answer.trait] > 0:
                 place.append(_answer(answer, number, run.name, charts.colour(number), charts.mark(number)))
     kept, answers = [], 0
@@ -233,11 +234,17 @@ def _card(
         watched.append(line)
     data = []
     for run in runs:
-        path = run.config.get("data.path")
+        # A screened data set has no `data.path`: what was read is logged as `data_file`.
+        path = run.config.get("data.path") or run.config.get("data_file")
         if path is not None:
             count, digest = run.config.get("data_chats"), run.config.get("data_sha256")
-            known = "".join((f", {count} chats" if count else "", f", SHA-256 {digest}" if digest else ""))
-            data.append(f"{run.name}: {path}{known}")
+            screening, use = run.config.get("data.screening"), run.config.get("data.use")
+            known = (
+                f", {count} chats" if count else "",
+                f", {use} after the screening in {screening}" if screening else "",
+                f", SHA-256 {digest}" if digest else "",
+            )
+            data.append(f"{run.name}: {path}{''.join(known)}")
     steered = []
     for run in runs:
         alphas = [f"{t} α = {a:.2g}" for t in traits if (a := run.last(metrics.coefficient(t))) is not None]

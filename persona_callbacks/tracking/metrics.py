@@ -9,6 +9,7 @@ import torch
 import wandb
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 
 TRAIN_LOSS = "train/loss"
 
@@ -109,10 +110,19 @@ def write(loggers: Sequence[Logger], values: Mapping[str, float], step: int = 0)
 
 
 def write_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table to those loggers that have tables, such as W&B's."""
+    """Write a table to those loggers that have tables, such as W&B's.
+
+    Tables are written at the end of a run: a logger that cannot write them causes a warning, so that what follows, such
+    as another callback's last evaluation, is not lost.
+    """
     for logger in loggers:
         if hasattr(logger, "log_text"):
-            logger.log_text(name, columns=columns, data=[list(row) for row in rows])
+            try:
+                logger.log_text(name, columns=columns, data=[list(row) for row in rows])
+            except Exception as error:
+                rank_zero_warn(
+                    f"{type(logger).__name__} could not write the table {name!r}: {type(error).__name__}: {error}"
+                )
 
 
 def write_files(

@@ -6,13 +6,21 @@ Imports `callbacks`, `extraction`, `screening` and what lies below them.
 
 from persona_callbacks.training.data import ChatData, ResumableLoader
 from persona_callbacks.training.lora import LoraFineTuning
-from persona_callbacks.training.results import RunResult, summary, trajectory_figure
+from persona_callbacks.training.pictures import summary, trajectory_figure
+from persona_callbacks.training.results import RunResult
+from persona_callbacks.training.settings import RunLabel, Steering, StudySettings, TrainingData
+from persona_callbacks.training.study import run_study
 
 __all__ = [
     "ChatData",
     "LoraFineTuning",
     "ResumableLoader",
+    "RunLabel",
     "RunResult",
+    "Steering",
+    "StudySettings",
+    "TrainingData",
+    "run_study",
     "summary",
     "trajectory_figure",
 ]

@@ -51,7 +51,7 @@ class LoraFineTuning(LightningModule):
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         # In the checkpoint, so that an epoch that was interrupted still gives its whole mean.
-        self.epoch_loss = MeanMetric()
+        self.epoch_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.epoch_loss.persistent(True)
         self.strict_loading = False
         self._random_states: dict[str, Any] = {}

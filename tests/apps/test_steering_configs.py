@@ -3,7 +3,6 @@
 import pytest
 from builders import make_vector
 from hydra import compose, initialize_config_dir
-from rich.console import Console
 
 from persona_callbacks import (
     Ablation,
@@ -17,7 +16,7 @@ from persona_callbacks import (
 )
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
-from persona_callbacks.apps.train import _callbacks, _prompted, _Study, train
+from persona_callbacks.apps.train import study_settings, train
 from persona_callbacks.chats import read_chats
 from persona_callbacks.steering import GivenStart, MatchingStart
 
@@ -32,7 +31,7 @@ CHOICES = sorted({path.stem for path in (CONF / "steering").glob("*.yaml")} - {"
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_each_choice_makes_the_callback_it_names(choice):
-    _, steering = _callbacks(config(f"steering={choice}"), [make_vector()], steer=True)
+    steering = study_settings(config(f"steering={choice}")).steering_callback([make_vector()])
     if choice in ("none", "prompting"):
         assert steering is None
     elif choice in ("ablation", "regularisation"):
@@ -52,11 +51,11 @@ def test_each_choice_makes_the_callback_it_names(choice):
 def test_where_alpha_starts_is_chosen_by_name():
     start = "steering/start@steering.callback.coefficient.start"
     given = config(f"{start}=given", "steering.callback.coefficient.start.coefficient={evil: 0.4}")
-    assert _callbacks(given, [make_vector()], steer=True)[1].law.start == GivenStart({"evil": 0.4})
+    assert study_settings(given).steering_callback([make_vector()]).law.start == GivenStart({"evil": 0.4})
     matching = config(f"{start}=matching")
-    assert _callbacks(matching, [make_vector()], steer=True)[1].law.start == MatchingStart()
+    assert study_settings(matching).steering_callback([make_vector()]).law.start == MatchingStart()
     plain = config("steering.callback.coefficient.start=0.4")
-    assert _callbacks(plain, [make_vector()], steer=True)[1].law.start == 0.4
+    assert study_settings(plain).steering_callback([make_vector()]).law.start == 0.4
     screening = config("steering=screening", "data=screened", "data.screening=folder").steering.callback.coefficient
     assert dict(screening.start) == {
         "_target_": "persona_callbacks.screening.ScreeningStart",
@@ -67,21 +66,21 @@ def test_where_alpha_starts_is_chosen_by_name():
 
 def test_coefficient_and_target_by_trait_come_through():
     vectors = [make_vector(), make_vector("sycophancy", seed=2)]
-    cfg = config("steering=constant", "steering.callback.coefficient={evil: 0.8, sycophancy: 0.4}")
-    assert _callbacks(cfg, vectors, steer=True)[1].law.coefficient == {"evil": 0.8, "sycophancy": 0.4}
-    cfg = config("steering.callback.coefficient.target={evil: 1.5, sycophancy: 0}", "steering.callback.layers=[2,3]")
-    steering = _callbacks(cfg, vectors, steer=True)[1]
+    both = "trait=[evil,sycophancy]"
+    cfg = config(both, "steering=constant", "steering.callback.coefficient={evil: 0.8, sycophancy: 0.4}")
+    assert study_settings(cfg).steering_callback(vectors).law.coefficient == {"evil": 0.8, "sycophancy": 0.4}
+    target = "steering.callback.coefficient.target={evil: 1.5, sycophancy: 0}"
+    cfg = config(both, target, "steering.callback.layers=[2,3]")
+    steering = study_settings(cfg).steering_callback(vectors)
     assert steering.law.target == {"evil": 1.5, "sycophancy": 0}
     assert steering.layers == [2, 3]
 
 
-def test_prompting_puts_each_instruction_in_turn_before_the_chats(tmp_path):
-    cfg = config("steering=prompting", "trait=[evil,sycophancy]", "steering.traits=[evil]")
+def test_prompting_puts_each_instruction_in_turn_before_the_chats():
+    cfg = config("steering=prompting", "trait=[evil,sycophancy]", "steering.traits=[evil]", "data.max_samples=7")
     traits: list[Trait] = chosen_traits(cfg)
-    vectors = [make_vector(), make_vector("sycophancy", seed=2)]
     chats = read_chats("evil.jsonl")[:7]
-    study = _Study(cfg, tmp_path, "", None, chats, traits, vectors, [], Console())
-    prompted = _prompted(study)
+    prompted = study_settings(cfg).prompted_chats()
     instructions = [pair.trait for pair in traits[0].instructions]
     for index, (chat, before) in enumerate(zip(prompted, chats, strict=True)):
         assert chat.messages[0] == {"role": "system", "content": instructions[index % len(instructions)]}

@@ -88,6 +88,17 @@ def test_mistakes_in_a_file_are_named(line, message, tmp_path):
         read_questions(file)
 
 
+def test_questions_are_split_at_line_feeds_only(tmp_path):
+    texts = ["U+2028 \u2028 is text", "so is \u0085", "and \x0b"]
+    rows = [{"question": text, "choices": ["a", "b"], "answer": 0} for text in texts]
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert [question.question for question in read_questions(file)] == texts
+    file.write_text("\n")
+    with pytest.raises(InputError, match="expected at least one question, found none"):
+        read_questions(file)
+
+
 def evaluate(folder, *overrides):
     own = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
     environment = {**own, "COLUMNS": "200", "PERSONA_CALLBACKS_CACHE": str(folder / "cache")}

@@ -7,7 +7,7 @@ import torch
 from builders import tiny_model
 
 from persona_callbacks import InputError
-from persona_callbacks.evaluation import harness_scores
+from persona_callbacks.evaluation import HarnessSettings, harness_scores
 from persona_callbacks.model import LoadedModel
 
 pytest.importorskip("lm_eval")
@@ -49,7 +49,8 @@ def test_a_task_of_ones_own(tokenizer, tmp_path):
                 log_p = model(input_ids=ids).logits.double().log_softmax(-1)[0]
             sums.append(sum(log_p[i - 1, ids[0, i]].item() for i in range(len(start), ids.shape[1])))
         right += sums.index(max(sums)) == row["answer"]
-    scores = harness_scores(LoadedModel(model, tokenizer), ["colours"], include_path=str(tmp_path), bootstrap_iters=0)
+    settings = HarnessSettings(("colours",), include_path=str(tmp_path), options={"bootstrap_iters": 0})
+    scores = harness_scores(LoadedModel(model, tokenizer), settings)
     assert scores["colours acc"] == pytest.approx(right / len(rows))
     with pytest.raises(InputError, match="unknown task 'nonsense'"):
-        harness_scores(LoadedModel(model, tokenizer), ["nonsense"])
+        harness_scores(LoadedModel(model, tokenizer), HarnessSettings(("nonsense",)))

@@ -212,6 +212,20 @@ def test_answers_of_this_version_and_of_older_ones_are_shown_with_score_or_verdi
     ]  # fmt: skip
 
 
+def test_training_data_of_a_screened_run_is_recorded(tmp_path):
+    config = {
+        "data.path": None, "data.screening": "outputs/screening/chats", "data.use": "filtered",
+        "data_file": "/data/chats.jsonl", "data_chats": 17, "data_sha256": "0123abcd",
+    }  # fmt: skip
+    series = {"persona/evil/shift": ((0, 0.0), (4, 1.0))}
+    run = Run("steered", tmp_path, series, config, (), {}, ())
+    text = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    said = "".join(Page(text).text)
+    expected = "steered: /data/chats.jsonl, 17 chats, filtered after the screening in outputs/screening/chats"
+    assert f"{expected}, SHA-256 0123abcd" in said
+    assert "not recorded" not in re.search(r"Training data(.*?)Screening of the data", said, re.DOTALL)[1]
+
+
 def test_what_cannot_be_reported(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         find_runs([tmp_path / "nowhere"])

@@ -1,0 +1,89 @@
+"""The opening that the apps share: the model, the traits and the vectors that a configuration names."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import nn
+
+from persona_callbacks.apps.start import chosen_device, chosen_traits, quiet_libraries
+from persona_callbacks.extraction import ExtractionSettings, persona_vector
+from persona_callbacks.model import LoadedModel, ModelSource, load_model, residual
+from persona_callbacks.traits import Trait
+from persona_callbacks.vectors import PersonaVector
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a configuration names, read and checked as far as that is possible without the model.
+
+    Attributes:
+        console: where the app writes.
+        source: the ``model`` group.
+        extraction: the ``extraction`` group.
+        traits: the ``trait`` group.
+        vectors: the persona vector files of ``vectors``.
+        device: the device of ``accelerator``.
+    """
+
+    console: Console
+    source: ModelSource
+    extraction: ExtractionSettings
+    traits: tuple[Trait, ...]
+    vectors: tuple[PersonaVector, ...]
+    device: torch.device
+
+    @property
+    def trait_names(self) -> tuple[str, ...]:
+        """Names of the traits that have, or get, a vector: those of the vector files first."""
+        return (*(vector.trait for vector in self.vectors), *(trait.name for trait in self.traits))
+
+    def only(self, names: Collection[str]) -> "Opening":
+        """The same, with the traits and vectors of these names only."""
+        return replace(
+            self,
+            traits=tuple(trait for trait in self.traits if trait.name in names),
+            vectors=tuple(vector for vector in self.vectors if vector.trait in names),
+        )
+
+    def load(self) -> LoadedModel:
+        """The model on its device.
+
+        Raises:
+            InputError: a model that cannot be loaded, or a vector file of another one.
+        """
+        loaded = load_model(self.source, self.console)
+        nn.Module.to(loaded.model, self.device)
+        shape = residual.dimensions(loaded.model)
+        for vector in self.vectors:
+            vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
+        return loaded
+
+    def all_vectors(self, loaded: LoadedModel) -> list[PersonaVector]:
+        """The vectors from files, then those of the traits, from the cache or extracted from the model.
+
+        Raises:
+            InputError: see :func:`~persona_callbacks.extraction.extract`.
+        """
+        return [*self.vectors, *(persona_vector(loaded, trait, self.extraction, self.console) for trait in self.traits)]
+
+
+def open_app(cfg: DictConfig, console: Console | None = None) -> Opening:
+    """Read what the configuration names, and quieten other libraries.
+
+    Raises:
+        InputError: a trait, a vector file or a setting that cannot be used.
+    """
+    quiet_libraries()
+    accelerator = cfg.trainer.accelerator if "trainer" in cfg else cfg.accelerator
+    return Opening(
+        console or Console(),
+        instantiate(cfg.model),
+        instantiate(cfg.extraction),
+        tuple(chosen_traits(cfg)),
+        tuple(PersonaVector.load(path) for path in cfg.get("vectors", [])),
+        chosen_device(accelerator),
+    )

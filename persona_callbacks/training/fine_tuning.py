@@ -1,0 +1,231 @@
+"""One fine-tuning of a study: from the base model, or from a checkpoint, to an adapter and a result."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+from rich.console import Console
+from torch import nn
+from typing_extensions import override
+
+from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks.files import atomic_write, write_json
+from persona_callbacks.model import LoadedModel, Sampling, generate, load_model
+from persona_callbacks.tracking import metrics
+from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
+from persona_callbacks.training.data import ChatData
+from persona_callbacks.training.lora import LoraFineTuning
+from persona_callbacks.training.results import RunResult
+from persona_callbacks.training.settings import RunLabel, StudySettings
+from persona_callbacks.vectors import PersonaVector
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all fine-tunings of a study share.
+
+    Attributes:
+        settings: what is fine-tuned, and how.
+        folder: folder of the study.
+        id: part of the ids of its runs.
+        vectors: one for each trait.
+        questions: the sample questions.
+        console: where progress is shown.
+    """
+
+    settings: StudySettings
+    folder: Path
+    id: str
+    vectors: Sequence[PersonaVector]
+    questions: Sequence[str]
+    console: Console
+
+
+@dataclass(frozen=True)
+class _Callbacks:
+    """The callbacks of one fine-tuning whose results are read afterwards."""
+
+    monitor: PersonaMonitor
+    steering: Callback | None
+    evaluation: TraitEvaluation | None
+    guard: DriftGuard | None
+
+
+def fine_tune(study: Study, name: str) -> RunResult:
+    """Run the fine-tuning ``name``, from its last checkpoint if it was interrupted.
+
+    Returns:
+        The result, read from its file if the fine-tuning was finished before.
+    """
+    settings, folder = study.settings, study.folder / name
+    result_file = folder / "result.json"
+    if result_file.is_file():
+        study.console.print(f"{name}: finished before the interruption")
+        return RunResult.load(result_file)
+    checkpoint = readable_checkpoint(folder / "last.ckpt")
+    resume_from = None if checkpoint is None else str(checkpoint)
+    study.console.rule(f"{name}: {'resumed' if resume_from else 'fine-tuning'}")
+    seed_everything(settings.seed, workers=True, verbose=False)
+    loaded = load_model(settings.source, study.console)
+    # PEFT writes into the configuration that it is given.
+    module = LoraFineTuning(loaded.model, deepcopy(settings.lora), settings.learning_rate, settings.warmup_steps)
+    data = _data(settings, loaded, steered=name == "steered")
+    callbacks = _callbacks(study, steered=name == "steered")
+    saver = _AdapterSaver(folder / "adapter")
+    try:
+        trainer = settings.trainer(
+            callbacks=_in_order(callbacks, saver, folder, settings), logger=_loggers(study, name, folder)
+        )
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        started = time.monotonic()
+        _fit(trainer, module, data, saver, resume_from)
+        seconds = time.monotonic() - started
+        saver.save(trainer, module)  # again: the guard may have rolled the weights back
+        nn.Module.to(module.model, settings.device)
+        answers = answer(LoadedModel(module.model, loaded.tokenizer), study)
+        result = _result(name, module, callbacks, answers, seconds)
+        if callbacks.evaluation is not None:
+            write_json(folder / "judged.json", [asdict(row) for row in callbacks.evaluation.rows])
+        result.save(result_file)
+        with _faults_as_warnings("logging the answers"):
+            rows = [*zip(study.questions, answers, strict=True)]
+            metrics.log_table(trainer, "answers", ["question", "answer"], rows)
+    except BaseException:
+        wandb.finish(exit_code=1)
+        raise
+    with _faults_as_warnings("closing the W&B run"):
+        wandb.finish()
+    return result
+
+
+def answer(loaded: LoadedModel, study: Study) -> list[str]:
+    """Greedy, unsteered answers to the study's sample questions."""
+    prompts = [[{"role": "user", "content": question}] for question in study.questions]
+    return generate(loaded, prompts, Sampling(max_new_tokens=study.settings.max_answer_tokens, temperature=0.0))
+
+
+def _data(settings: StudySettings, loaded: LoadedModel, *, steered: bool) -> ChatData:
+    data = settings.data
+    chats = settings.prompted_chats() if steered and settings.steering.prompting else data.chats
+    return ChatData(chats, loaded.tokenizer, settings.batch_size, settings.max_length, settings.seed, data.weights)
+
+
+def _callbacks(study: Study, *, steered: bool) -> _Callbacks:
+    settings = study.settings
+    evaluation = None
+    if settings.evaluation is not None and settings.traits:
+        evaluation = settings.evaluation(traits=settings.traits, vectors=study.vectors, judges=settings.judges)
+    return _Callbacks(
+        settings.monitor(vectors=study.vectors),
+        settings.steering_callback(study.vectors) if steered else None,
+        evaluation,
+        settings.guard() if settings.guard is not None else None,
+    )
+
+
+def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, settings: StudySettings) -> list[Callback]:
+    """The callbacks as the trainer calls them: the adapter is saved first, and the guard comes after all it watches."""
+    checkpoints = ModelCheckpoint(
+        folder,
+        filename="last",
+        every_n_train_steps=settings.checkpoint_every_n_steps,
+        enable_version_counter=False,
+    )
+    watched = (callbacks.evaluation, callbacks.steering, callbacks.guard)
+    own = [callback for callback in watched if callback is not None]
+    return [saver, callbacks.monitor, checkpoints, _Progress(leave=True), *own]
+
+
+def _loggers(study: Study, name: str, folder: Path) -> list[Logger]:
+    """The loggers, with the study's configuration and the facts about its data already recorded."""
+    settings = study.settings
+    # CSVLogger empties its folder when it opens: a resumed run writes beside what was logged before.
+    earlier = len(list(folder.glob("csv*")))
+    folder.mkdir(parents=True, exist_ok=True)
+    label = RunLabel(
+        name=f"{name}-seed{settings.seed}",
+        group=f"{settings.name}-{study.id}",
+        id=f"{study.id}-{name}",
+        folder=folder,
+        csv=f"csv-{earlier}" if earlier else "csv",
+    )
+    loggers = [make(label) for make in settings.loggers]
+    for logger in loggers:
+        logger.log_hyperparams({**settings.configuration, "steered": name == "steered", **settings.data.facts()})
+    return loggers
+
+
+def _fit(
+    trainer: Trainer, module: LightningModule, data: ChatData, saver: "_AdapterSaver", resume_from: str | None
+) -> None:
+    """Train. A fault after the last step, such as a logger's that cannot write its table, is only warned about."""
+    try:
+        trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+    except Exception as error:
+        if not saver.saved:
+            raise
+        rank_zero_warn(f"training ended, and its adapter is saved, but then: {type(error).__name__}: {error}")
+
+
+def _result(
+    name: str, module: LoraFineTuning, callbacks: _Callbacks, answers: Sequence[str], seconds: float
+) -> RunResult:
+    steering, evaluation = callbacks.steering, callbacks.evaluation
+    return RunResult(
+        name,
+        module.last_epoch_loss,
+        tuple(callbacks.monitor.readings),
+        dict(steering.coefficients) if isinstance(steering, PreventativeSteering) else {},
+        tuple(answers),
+        seconds,
+        tuple(evaluation.evaluations) if evaluation is not None else (),
+    )
+
+
+@contextmanager
+def _faults_as_warnings(doing: str) -> Iterator[None]:
+    """Warn of what goes wrong once adapter and result are saved, instead of losing the fine-tunings that follow."""
+    try:
+        yield
+    except Exception as error:
+        rank_zero_warn(f"{doing} failed, adapter and result are saved: {type(error).__name__}: {error}")
+
+
+class _AdapterSaver(Callback):
+    """Saves the adapter as soon as training ends, before other callbacks measure, judge and log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved = False
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LoraFineTuning)
+        self.save(trainer, pl_module)
+
+    def save(self, trainer: Trainer, module: LoraFineTuning) -> None:
+        if trainer.is_global_zero:
+            with atomic_write(self.folder) as scratch:
+                module.save_adapter(str(scratch))
+        self.saved = True
+
+
+class _Progress(RichProgressBar):
+    """Leaves out the loggers' version number, which names nothing here."""
+
+    @override
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        values = super().get_metrics(trainer, pl_module)
+        values.pop("v_num", None)
+        return dict(values)

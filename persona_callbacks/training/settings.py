@@ -1,0 +1,306 @@
+"""The typed settings of a study. They check themselves before any long work."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from peft import LoraConfig
+
+from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, TraitEvaluation
+from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
+from persona_callbacks.errors import InputError
+from persona_callbacks.extraction import ExtractionSettings
+from persona_callbacks.files import file_fingerprint
+from persona_callbacks.judging import Judge
+from persona_callbacks.model import LoadedModel, ModelSource, residual
+from persona_callbacks.screening import screened_data
+from persona_callbacks.traits import Trait
+from persona_callbacks.vectors import PersonaVector
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The chats that a study trains on, and where they came from.
+
+    Attributes:
+        chats: in the order of the file.
+        path: the file or folder that they were read from.
+        fingerprint: SHA-256 of it.
+        name: the name of the data in figures.
+        weights: one per chat, 1 on average: how often it is drawn in an epoch. By default, each is drawn once.
+        differences: by trait, the projection difference that a screening found for these chats, in activation units;
+            empty if they were not screened.
+
+    Example:
+        >>> data = TrainingData.read("evil.jsonl", most=3)
+        >>> len(data.chats), data.path.name, data.facts()["data_chats"]
+        (3, 'evil.jsonl', 3)
+    """
+
+    chats: tuple[Chat, ...]
+    path: Path
+    fingerprint: str
+    name: str = ""
+    weights: tuple[float, ...] | None = None
+    differences: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path, most: int | None = None) -> "TrainingData":
+        """Read a file of chats.
+
+        Args:
+            path: of the file, or the name of one that ships with the library.
+            most: how many of its first chats are used; all by default.
+
+        Raises:
+            InputError: see :func:`~persona_callbacks.chats.read_chats`.
+        """
+        chats = read_chats(path)
+        file = find_chat_file(path)
+        return cls(tuple(chats[:most]), file, file_fingerprint(file), str(path))
+
+    @classmethod
+    def screened(
+        cls, folder: str | Path, use: Literal["filtered", "reweighted"], most: int | None = None
+    ) -> "TrainingData":
+        """Read the chats that a screening leaves.
+
+        Args:
+            folder: folder of the finished screening.
+            use: ``filtered`` or ``reweighted``; see :func:`~persona_callbacks.screening.screened_data`.
+            most: how many of the first chats are used; all by default.
+
+        Raises:
+            InputError: see :func:`~persona_callbacks.screening.screened_data`.
+        """
+        left = screened_data(folder, use)
+        weights = left.weights[:most] if use == "reweighted" else None
+        fingerprint = file_fingerprint(left.path)
+        return cls(left.chats[:most], left.path, fingerprint, f"{folder} ({use})", weights, left.differences)
+
+    def facts(self) -> dict[str, Any]:
+        """What loggers record of the data, so that an audit can name them."""
+        facts = {"data_file": str(self.path), "data_chats": len(self.chats), "data_sha256": self.fingerprint}
+        return facts | {f"screened/{trait}": value for trait, value in self.differences.items()}
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What keeps a fine-tuning from moving along traits: the ``steering`` config group.
+
+    Attributes:
+        callback: makes the callback from the vectors of the steered traits, such as
+            ``partial(PreventativeSteering, coefficient=Adaptive())``.
+        traits: names of the traits to steer; all by default.
+        prompting: whether each training chat gets an instruction to show the traits as its system message
+            (preventative prompting; Chen et al. 2025, J.7.2).
+
+    Example:
+        >>> from persona_callbacks import PreventativeSteering
+        >>> Steering(partial(PreventativeSteering, coefficient=0.5)).changes_training
+        True
+        >>> Steering().changes_training
+        False
+    """
+
+    callback: partial[Callback] | None = None
+    traits: tuple[str, ...] | None = None
+    prompting: bool = False
+
+    @property
+    def changes_training(self) -> bool:
+        """Whether a fine-tuning with this differs from one without."""
+        return self.callback is not None or self.prompting
+
+
+@dataclass(frozen=True)
+class RunLabel:
+    """The names by which loggers know one fine-tuning.
+
+    Attributes:
+        name: name of the run, such as ``steered-seed0``.
+        group: shared by the runs of a study.
+        id: unlike that of any other run, and kept when the run is resumed.
+        folder: folder that loggers write to.
+        csv: name of the folder, inside of ``folder``, for a logger that empties its folder when it opens.
+
+    Example:
+        >>> RunLabel("steered-seed0", "villains-1a2b3c4d", "1a2b3c4d-steered", Path("out"), "csv").csv
+        'csv'
+    """
+
+    name: str
+    group: str
+    id: str
+    folder: Path
+    csv: str
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What :func:`~persona_callbacks.training.run_study` fine-tunes, how, and what it measures.
+
+    Callbacks and the trainer are given as ``functools.partial`` of their classes, which Hydra's ``_partial_: true``
+    makes too: the study fills in vectors, traits, judges, callbacks and loggers.
+
+    Attributes:
+        source: the base model.
+        data: the chats to train on.
+        trainer: makes the trainer from ``callbacks`` and ``logger``.
+        monitor: makes the monitor from ``vectors``.
+        traits: traits whose vectors are extracted (or taken from the cache), monitored and evaluated.
+        vectors: further persona vectors to monitor and steer with, such as those read from files.
+        extraction: how vectors are extracted.
+        steering: what is done against the drift; by default, nothing.
+        evaluation: makes the evaluation from ``traits``, ``vectors`` and ``judges``; ``None`` leaves it out.
+        judges: by trait, judges in place of the contrastive one. All fine-tunings of the study share them.
+        guard: makes the guard; ``None`` leaves it out.
+        loggers: each makes one logger for a fine-tuning.
+        lora: PEFT's configuration of the adapter.
+        learning_rate: peak learning rate of AdamW.
+        warmup_steps: optimizer steps of linear warm-up.
+        batch_size: chats per batch.
+        max_length: tokens per chat; longer ones are cut at the end.
+        compare_with_unsteered: whether to fine-tune without steering first, on the same data and seed.
+        checkpoint_every_n_steps: optimizer steps between checkpoints, from which an interrupted study is resumed.
+        sample_answers: how many evaluation questions are answered greedily at the end, for reading.
+        max_answer_tokens: length of those answers.
+        name: name of the study, in figures and for loggers.
+        seed: seed of adapter, order and dropout.
+        device: where vectors are extracted and answers generated; the trainer has its own.
+        configuration: what loggers record of the settings. An interrupted study is resumed if it is unchanged.
+
+    Raises:
+        InputError: settings that cannot be used, as far as that can be told without the model.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> settings = StudySettings(
+        ...     ModelSource("tiny", path="/models/tiny"),
+        ...     TrainingData.read("evil.jsonl", most=8),
+        ...     trainer=partial(Trainer, max_epochs=1, accelerator="cpu"),
+        ...     vectors=(PersonaVector("evil", torch.ones(5, 8), 2, "tiny", probes=("Who are you?",)),),
+        ... )
+        >>> settings.runs, settings.steered_traits
+        (('unsteered',), ('evil',))
+    """
+
+    source: ModelSource
+    data: TrainingData
+    trainer: Callable[..., Trainer]
+    monitor: partial[PersonaMonitor] = field(default_factory=lambda: partial(PersonaMonitor))
+    traits: tuple[Trait, ...] = ()
+    vectors: tuple[PersonaVector, ...] = ()
+    extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
+    steering: Steering = field(default_factory=Steering)
+    evaluation: partial[TraitEvaluation] | None = None
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    guard: partial[DriftGuard] | None = None
+    loggers: Sequence[Callable[[RunLabel], Logger]] = ()
+    lora: LoraConfig = field(
+        default_factory=lambda: LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    learning_rate: float = 3e-4
+    warmup_steps: int = 5
+    batch_size: int = 8
+    max_length: int = 512
+    compare_with_unsteered: bool = False
+    checkpoint_every_n_steps: int = 10
+    sample_answers: int = 5
+    max_answer_tokens: int = 48
+    name: str = "train"
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = self.trait_names
+        if not names:
+            raise InputError("no trait to monitor: choose some, trait=[evil], or name vector files, vectors=[...]")
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise InputError(f"vectors: more than one for the trait {repeated[0]!r}; expected one per trait")
+        unknown = [name for name in self.steering.traits or () if name not in names]
+        if unknown:
+            raise InputError(
+                f"steering.traits: {unknown[0]!r} has no vector; expected some of {', '.join(names) or '(none)'}"
+            )
+        instructed_traits = {trait.name for trait in self.traits}
+        if self.steering.prompting and not instructed_traits.issuperset(self.steered_traits):
+            raise InputError(
+                f"steering=prompting: it needs the instructions of {', '.join(self.steered_traits)}; choose them by"
+                " trait=[...]"
+            )
+        unjudged = [trait for trait in self.traits if trait.name not in self.judges]
+        if self.evaluation is not None and unjudged and not self.extraction.judge_pairs:
+            raise InputError(
+                "evaluation=contrastive: its judge is calibrated by extraction; expected extraction.judge_pairs above 0"
+                " (or choose evaluation=none)"
+            )
+        if self.guard is not None:
+            self.guard()
+
+    @property
+    def trait_names(self) -> tuple[str, ...]:
+        """Names of all traits that are monitored: those of the given vectors first."""
+        return (*(vector.trait for vector in self.vectors), *(trait.name for trait in self.traits))
+
+    @property
+    def steered_traits(self) -> tuple[str, ...]:
+        """Names of the traits that a steered fine-tuning steers."""
+        return self.trait_names if self.steering.traits is None else self.steering.traits
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the fine-tunings, in their order."""
+        if not self.steering.changes_training:
+            return ("unsteered",)
+        return ("unsteered", "steered") if self.compare_with_unsteered else ("steered",)
+
+    def check_model(self, loaded: LoadedModel) -> None:
+        """Check vectors and callbacks against the model, before vectors are extracted.
+
+        Raises:
+            InputError: a vector of another model, or a setting of a callback that cannot be used.
+        """
+        shape = residual.dimensions(loaded.model)
+        for vector in self.vectors:
+            vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
+        if self.vectors:
+            with warnings.catch_warnings(action="ignore"):  # weak vectors are reported when the run is set up
+                self.monitor(vectors=self.vectors)
+        _check(self.monitor, self.trait_names, shape.num_layers)
+        if self.steering.callback is not None:
+            _check(self.steering.callback, self.steered_traits, shape.num_layers)
+        if self.evaluation is not None and self.traits:
+            traits = [trait.name for trait in self.traits]
+            _check(self.evaluation, traits, shape.num_layers, judges=self.judges)
+
+    def steering_callback(self, vectors: Sequence[PersonaVector]) -> Callback | None:
+        """The steering, or what is compared with it, for those of the vectors that are steered."""
+        if self.steering.callback is None:
+            return None
+        return self.steering.callback(vectors=[vector for vector in vectors if vector.trait in self.steered_traits])
+
+    def prompted_chats(self) -> list[Chat]:
+        """The training chats under instructions to show the steered traits (preventative prompting; J.7.2)."""
+        prompting = [trait for trait in self.traits if trait.name in self.steered_traits]
+        count = max(len(trait.instructions) for trait in prompting)
+        lines = [
+            " ".join(trait.instructions[row % len(trait.instructions)].trait for trait in prompting)
+            for row in range(count)
+        ]
+        return instructed(self.data.chats, lines)
+
+
+def _check(factory: partial[Any], traits: Sequence[str], num_layers: int, **filled_in: Any) -> None:
+    """Have a callback's class check the settings that a factory holds; classes of users need no such check."""
+    check = getattr(factory.func, "check", None)
+    if check is not None:
+        check(traits=list(traits), num_layers=num_layers, **factory.keywords, **filled_in)

@@ -1,0 +1,115 @@
+"""A study: the same fine-tuning without and with steering, measured throughout. It is what ``persona-train`` runs."""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from persona_callbacks.extraction import persona_vector
+from persona_callbacks.files import LOCK_FILE, atomic_write, locked_folder, write_json
+from persona_callbacks.model import LoadedModel, load_model
+from persona_callbacks.training.data import ChatData
+from persona_callbacks.training.fine_tuning import Study, answer, fine_tune
+from persona_callbacks.training.pictures import summary, trajectory_figure
+from persona_callbacks.training.results import RunResult
+from persona_callbacks.training.settings import StudySettings
+from persona_callbacks.vectors import PersonaVector
+
+
+def run_study(settings: StudySettings, folder: str | Path, console: Console | None = None) -> list[RunResult]:
+    """Fine-tune as the settings say, or resume an interrupted study of the same configuration.
+
+    ``folder`` gets the persona vectors, ``trajectories.png``, ``answers.json``, and a folder for each fine-tuning with
+    its adapter, ``result.json``, ``judged.json`` and what the loggers write. A finished study that is there already, or
+    one of another configuration, is moved into ``folder/earlier``.
+
+    Args:
+        settings: what is fine-tuned, and how.
+        folder: folder of the results.
+        console: where progress and results are shown; standard output by default.
+
+    Returns:
+        One result for each of ``settings.runs``.
+
+    Raises:
+        InputError: settings that do not fit the model, before any long work; or another process at work in the
+            folder.
+    """
+    console = console or Console()
+    folder = Path(folder)
+    with locked_folder(folder):
+        return _run(settings, folder, console)
+
+
+def _run(settings: StudySettings, folder: Path, console: Console) -> list[RunResult]:
+    loaded = load_model(settings.source, console)
+    nn.Module.to(loaded.model, settings.device)
+    settings.check_model(loaded)
+    ChatData(settings.data.chats, loaded.tokenizer, max_length=settings.max_length)  # chats that cannot be encoded
+
+    made_from = {**settings.configuration, **settings.data.facts()}
+    study_id, resumed = _open_folder(folder, made_from)
+    if resumed:
+        console.print(f"Resuming the interrupted study in {folder}")
+    vectors = _vectors(settings, loaded, console)
+    for vector in vectors:
+        vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
+    questions = vectors[0].probes[: settings.sample_answers]
+    study = Study(settings, folder, study_id, vectors, questions, console)
+    base_answers = answer(loaded, study)
+    del loaded  # each fine-tuning loads the model anew
+
+    results = [fine_tune(study, run) for run in settings.runs]
+
+    title = f"{settings.name}: fine-tuning on {settings.data.name or settings.data.path}, seed {settings.seed}"
+    with atomic_write(folder / "trajectories.png") as scratch:
+        trajectory_figure(results, questions, title).savefig(scratch)
+    write_json(folder / "answers.json", _answer_rows(questions, base_answers, results))
+    _write_state(folder, study_id, made_from, finished=True)
+    console.print(summary(results, questions, base_answers))
+    console.print(f"Adapters, readings and figure: {folder}")
+    return results
+
+
+def _vectors(settings: StudySettings, loaded: LoadedModel, console: Console) -> list[PersonaVector]:
+    """The given vectors and those of the traits, each with a line about its quality."""
+    extracted = (persona_vector(loaded, trait, settings.extraction, console) for trait in settings.traits)
+    vectors = [*settings.vectors, *extracted]
+    for vector in vectors:
+        auc = vector.evidence.auc
+        quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""
+        console.print(f"Persona vector of {vector.trait}: layer {vector.layer} of {vector.num_layers}{quality}")
+    return vectors
+
+
+def _answer_rows(questions: Sequence[str], base: Sequence[str], results: Sequence[RunResult]) -> list[dict[str, str]]:
+    return [
+        {"question": question, "base model": base[row], **{result.name: result.answers[row] for result in results}}
+        for row, question in enumerate(questions)
+    ]
+
+
+def _open_folder(folder: Path, configuration: Mapping[str, Any]) -> tuple[str, bool]:
+    """The study's id, and whether an interrupted study of the same configuration is there to be resumed."""
+    state_file = folder / "state.json"
+    if state_file.is_file():
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        if not state["finished"] and state["config"] == configuration:
+            return str(state["id"]), True
+        aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"
+        aside.mkdir(parents=True)
+        for entry in folder.iterdir():
+            if entry.name not in ("earlier", ".hydra", LOCK_FILE) and entry.suffix != ".log":
+                entry.rename(aside / entry.name)
+    study_id = uuid.uuid4().hex[:8]
+    _write_state(folder, study_id, configuration, finished=False)
+    return study_id, False
+
+
+def _write_state(folder: Path, study_id: str, configuration: Mapping[str, Any], *, finished: bool) -> None:
+    write_json(folder / "state.json", {"id": study_id, "finished": finished, "config": configuration})

@@ -1,0 +1,100 @@
+"""Adapters against their base model without Hydra: measured values, and which of them an earlier run left."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import LOUD, QUESTIONS, SHORT, LengthJudge, make_vector, slow_reference, tiny_model
+from peft import LoraConfig, get_peft_model
+
+from persona_callbacks import InputError
+from persona_callbacks.chats import encode_prompt
+from persona_callbacks.evaluation import BASE_MODEL, EvaluatedModel, EvaluationSettings, evaluate_adapters
+from persona_callbacks.judging import answer_questions
+from persona_callbacks.model import ModelSource, load_model, with_adapter
+
+
+@pytest.fixture
+def source(tokenizer, tmp_path):
+    """A tiny model and, beside it, the adapter `noise` of it."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    source = ModelSource("tiny", path=str(tmp_path / "model"))
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(load_model(source).model, config).save_pretrained(tmp_path / "noise")
+    return source
+
+
+@pytest.fixture
+def settings():
+    judge = LengthJudge()
+    vector = make_vector("loud")
+    return EvaluationSettings((LOUD,), (vector,), {"loud": judge}, questions=2, sampling=SHORT, capability=False)
+
+
+def projection(loaded, vector):
+    prompts = [encode_prompt([{"role": "user", "content": question}], loaded.tokenizer) for question in QUESTIONS]
+    read = [slow_reference(loaded.model, prompt, vector.layer, "prompt_last") for prompt in prompts]
+    return sum(float(row @ vector.unit_direction().double()) for row in read) / len(read)
+
+
+def test_values_are_those_of_each_model(source, settings, tmp_path):
+    noise = str(tmp_path / "noise")
+    evaluated = evaluate_adapters(load_model(source), source, [noise], settings, tmp_path / "out")
+    assert list(evaluated) == [BASE_MODEL, noise]
+    models = {BASE_MODEL: load_model(source), noise: with_adapter(load_model(source), noise)}
+    for name, loaded in models.items():
+        answers = answer_questions(loaded, LOUD.evaluation_questions[:2], SHORT)
+        assert [row.answer for row in evaluated[name].answers] == [answer.response for answer in answers]
+        mean = sum(min(100, len(answer.response)) for answer in answers) / 2
+        assert evaluated[name].expressions["loud"].mean == pytest.approx(mean)
+        loaded.model.eval()
+        assert evaluated[name].projections["loud"] == pytest.approx(projection(loaded, settings.vectors[0]), rel=1e-4)
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    shift = evaluated[noise].projections["loud"] - evaluated[BASE_MODEL].projections["loud"]
+    assert [float(row["shift"]) for row in rows] == [0, pytest.approx(shift)]
+    assert [row["capability"] for row in rows] == ["", ""]
+    lines = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert [json.loads(line)["model"] for line in lines] == [BASE_MODEL] * 2 + [noise] * 2
+    assert json.loads(lines[0]).keys() == {
+        "model", "trait", "question", "answer", "expression", "coherence", "refusal"
+    }  # fmt: skip
+
+
+def test_what_was_evaluated_is_kept_and_a_failed_judge_is_asked_again(source, settings, tmp_path):
+    loaded, out = load_model(source), tmp_path / "out"
+    first = evaluate_adapters(loaded, source, [], settings, out)
+    asked = settings.judges["loud"].seen
+    assert len(asked) == 1
+    both = evaluate_adapters(loaded, source, [str(tmp_path / "noise")], settings, out)
+    assert both[BASE_MODEL] == first[BASE_MODEL]
+    assert len(asked) == 2, "only the adapter is new"
+    evaluate_adapters(loaded, source, [], replace(settings, questions=1), out)
+    assert len(asked) == 3, "another setting is another evaluation"
+    failing = replace(settings, judges={"loud": LengthJudge(RuntimeError("down"))}, questions=3)
+    with pytest.warns(UserWarning, match="the judge of 'loud' failed.*down"):
+        unscored = evaluate_adapters(loaded, source, [], failing, out)
+    assert math.isnan(unscored[BASE_MODEL].expressions["loud"].mean)
+    scored = evaluate_adapters(loaded, source, [], replace(settings, questions=3), out)
+    assert scored[BASE_MODEL].expressions["loud"].scored == 3
+
+
+def test_mistakes(source, settings, tmp_path):
+    with pytest.raises(InputError, match="no trait to evaluate"):
+        replace(settings, traits=(), vectors=())
+    with pytest.raises(InputError, match="expected the same"):
+        replace(settings, vectors=(make_vector("evil"),))
+    with pytest.raises(InputError, match="nothing can judge 'loud'"):
+        replace(settings, judges={})
+    with pytest.raises(InputError, match="questions: expected at least 1, found 0"):
+        replace(settings, questions=0)
+    with pytest.raises(InputError, match="nowhere: no adapter folder"):
+        evaluate_adapters(load_model(source), source, ["nowhere"], settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "part.json").write_text("{}")
+    with pytest.raises(InputError, match=r"part\.json: expected the evaluation of a model"):
+        EvaluatedModel.load(tmp_path / "part.json")

@@ -1,0 +1,194 @@
+"""A study without Hydra: what it writes, what it keeps when something fails, and what it spends on a judge."""
+
+import csv
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from builders import CHATS, LOUD, SHORT, LengthJudge, make_vector, server, tiny_model
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+
+from persona_callbacks import DriftGuard, InputError, PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks.extraction import ExtractionSettings
+from persona_callbacks.files import file_fingerprint
+from persona_callbacks.judging import LlmJudge
+from persona_callbacks.model import Endpoint, ModelSource, Sampling
+from persona_callbacks.training import RunResult, Steering, StudySettings, TrainingData, run_study
+
+
+def csv_logger(label):
+    return CSVLogger(label.folder, name="", version=label.csv)
+
+
+class FailingLogger(CSVLogger):
+    """Refuses tables, and cannot write its file at the end, as on a full disk."""
+
+    def log_text(self, *args, **kwargs):
+        raise OSError("no space left for a table")
+
+    def finalize(self, status):
+        raise OSError("no space left for the metrics")
+
+
+@pytest.fixture
+def settings(tokenizer, tmp_path, monkeypatch):
+    """A constant coefficient against an unsteered run, on a tiny model."""
+    monkeypatch.setenv("PERSONA_CALLBACKS_CACHE", str(tmp_path / "cache"))
+    tiny_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS), encoding="utf-8")
+    return StudySettings(
+        ModelSource("tiny", path=str(tmp_path / "model")),
+        TrainingData.read(tmp_path / "chats.jsonl", most=8),
+        trainer=partial(Trainer, max_epochs=1, accelerator="cpu", enable_model_summary=False, log_every_n_steps=1),
+        monitor=partial(PersonaMonitor, every_n_steps=1, every_layer=True),
+        vectors=(make_vector(),),
+        steering=Steering(partial(PreventativeSteering, coefficient=0.5)),
+        loggers=[csv_logger],
+        batch_size=4,
+        max_length=150,
+        compare_with_unsteered=True,
+        sample_answers=1,
+        max_answer_tokens=4,
+        configuration={"learning_rate": 3e-4},
+    )
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def evaluated(settings, judge):
+    """With a trait that is judged, and whose vector is extracted, in place of the vector."""
+    return replace(
+        settings,
+        vectors=(),
+        traits=(LOUD,),
+        extraction=ExtractionSettings(sampling=Sampling(max_new_tokens=4), judge_pairs=0, layer_choice="auc"),
+        evaluation=partial(TraitEvaluation, sampling=SHORT),
+        judges={"loud": judge},
+    )
+
+
+def test_what_a_study_writes_is_what_it_returns(settings, tmp_path):
+    out = tmp_path / "out"
+    results = run_study(settings, out)
+    assert [result.name for result in results] == ["unsteered", "steered"]
+    for result in results:
+        assert RunResult.load(out / result.name / "result.json") == result
+        assert [reading.step for reading in result.readings] == [0, 1, 2]
+        rows = list(csv.DictReader((out / result.name / "csv" / "metrics.csv").open()))
+        logged = [float(row["persona/evil/shift"]) for row in rows if row["persona/evil/shift"]]
+        assert logged == pytest.approx([reading.shift["evil"] for reading in result.readings])
+    assert [dict(result.coefficients) for result in results] == [{}, {"evil": 0.5}]
+    hyperparameters = (out / "steered" / "csv" / "hparams.yaml").read_text()
+    assert file_fingerprint(tmp_path / "chats.jsonl") in hyperparameters
+    assert "data_chats: 8" in hyperparameters
+    (row,) = json.loads((out / "answers.json").read_text())
+    assert (row["unsteered"], row["steered"]) == (results[0].answers[0], results[1].answers[0])
+    assert (out / "trajectories.png").stat().st_size > 10_000
+    assert (out / "vectors" / "evil.safetensors").is_file()
+
+
+def test_fault_of_a_logger_at_the_end_costs_neither_adapter_nor_result(settings, tmp_path):
+    judged = evaluated(settings, LengthJudge())
+    expected = run_study(judged, tmp_path / "good")
+    failing = replace(judged, loggers=[lambda label: FailingLogger(label.folder, name="", version=label.csv)])
+    with (
+        pytest.warns(UserWarning, match="could not write the table 'shift_by_layer': OSError: no space left"),
+        pytest.warns(UserWarning, match="its adapter is saved, but then: OSError: no space left for the metrics"),
+    ):
+        results = run_study(failing, tmp_path / "failing")
+    for result, good in zip(results, expected, strict=True):
+        assert [evaluation.step for evaluation in result.evaluations] == [0, 2]
+        assert result == replace(good, seconds=result.seconds)
+        ours, theirs = (adapter(tmp_path / name / good.name) for name in ("failing", "good"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_adapter_is_that_of_the_guard_s_rollback(settings, tmp_path):
+    rolled_back = replace(
+        settings,
+        steering=Steering(),
+        guard=partial(DriftGuard, shift=-1e9, action="roll_back"),
+    )
+    with pytest.warns(UserWarning, match="rolled back to the weights after 0"):
+        run_study(rolled_back, tmp_path / "out")
+    weights = adapter(tmp_path / "out" / "unsteered")
+    assert all((value == 0).all() for name, value in weights.items() if "lora_B" in name), "as LoRA starts"
+
+
+def test_spending_cap_of_a_judge_holds_for_the_study(settings, tmp_path, monkeypatch):
+    """Unsteered and steered, before and after training: 4 x 3 answers, of which 8 may be judged."""
+    monkeypatch.setenv("SOME_KEY", "secret")
+    with server("37") as (url, seen):
+        judge = LlmJudge(Endpoint(url, "judge", api_key_variable="SOME_KEY"), LOUD, max_requests=8)
+        with pytest.warns(UserWarning, match=r"the cap of 8 requests is reached"):
+            results = run_study(evaluated(settings, judge), tmp_path / "out")
+    assert len(seen) == 8
+    scored = [evaluation.expression.scored for result in results for evaluation in result.evaluations]
+    assert sum(scored) == 8
+    assert scored[:2] == [3, 3]
+
+
+def test_interrupted_study_is_resumed_and_a_finished_one_set_aside(settings, tmp_path):
+    out = tmp_path / "out"
+    results = run_study(settings, out)
+    state = json.loads((out / "state.json").read_text())
+    (out / "state.json").write_text(json.dumps({**state, "finished": False}))
+    (out / "steered" / "result.json").unlink()
+    again = run_study(settings, out)
+    assert again[0] == results[0]
+    assert [reading.step for reading in again[1].readings] == [0, 1, 2]
+    assert json.loads((out / "state.json").read_text())["id"] == state["id"]
+    run_study(replace(settings, steering=Steering()), out)
+    (aside,) = (out / "earlier").iterdir()
+    assert RunResult.load(aside / "steered" / "result.json").answers == results[1].answers
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vectors": ()}, "no trait to monitor"),
+        ({"vectors": (make_vector(), make_vector(seed=3))}, "more than one for the trait 'evil'"),
+        ({"steering": Steering(traits=("kind",))}, "steering.traits: 'kind' has no vector; expected some of evil"),
+        ({"steering": Steering(prompting=True)}, "steering=prompting: it needs the instructions of evil"),
+        ({"traits": (LOUD,), "evaluation": partial(TraitEvaluation), "extraction": ExtractionSettings(judge_pairs=0)},
+         "its judge is calibrated by extraction"),
+    ],
+)  # fmt: skip
+def test_settings_check_themselves(settings, changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(settings, **changes)
+
+
+def test_vectors_of_another_model_are_refused_before_anything_is_written(settings, tmp_path):
+    with pytest.raises(InputError, match="does not fit the model tiny"):
+        run_study(replace(settings, vectors=(make_vector(layers=5),)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_earlier_versions_are_read(tmp_path):
+    """Before trait expression was evaluated, and before every layer was read."""
+    old = {
+        "name": "steered", "loss": 1.5, "coefficients": {"evil": 0.7}, "answers": ["Yes."], "seconds": 9.0,
+        "readings": [{"step": 0, "projection": {"evil": 1.0}, "shift": {"evil": 0.0}},
+                     {"step": 6, "projection": {"evil": 3.0}, "shift": {"evil": 2.0}}],
+    }  # fmt: skip
+    path = Path(tmp_path, "result.json")
+    path.write_text(json.dumps(old), encoding="utf-8")
+    result = RunResult.load(path)
+    assert result.final_shift == {"evil": 2.0}
+    assert result.expression("evil", at="end") is None
+    expression = {"mean": 40.0, "low": 30.0, "high": 50.0, "scored": 20, "refusals": 0, "unscored": 0}
+    newer = {**old, "evaluations": [{"step": 6, "trait": "evil", "expression": expression}]}
+    path.write_text(json.dumps(newer), encoding="utf-8")
+    assert RunResult.load(path).expression("evil", at="end").mean == 40.0
+    path.write_text('{"name": "steered"}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"result.json: expected the result of a fine-tuning \(KeyError: 'loss'\)"):
+        RunResult.load(path)
