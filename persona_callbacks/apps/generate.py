@@ -20,8 +20,8 @@ from persona_callbacks.model import (
     ModelSource,
     Sampling,
     check_adapter,
+    dimensions,
     load_model,
-    residual,
     stream_response,
     with_adapter,
 )
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.adapter is not None:
         check_adapter(loaded, cfg.adapter)
     nn.Module.to(loaded.model, chosen_device(cfg.accelerator))
-    shape = residual.dimensions(loaded.model)
+    shape = dimensions(loaded.model)
     for vector in from_files:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
     # Extracted from the base model, so before the adapter is put on.

@@ -38,7 +38,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.files import atomic_write, file_fingerprint, write_json
 from persona_callbacks.judging import Judge
-from persona_callbacks.model import LoadedModel, ModelSource, Sampling, generate, load_model, residual
+from persona_callbacks.model import LoadedModel, ModelSource, Sampling, dimensions, generate, load_model
 from persona_callbacks.screening import ScreenedData, screened_data, starting_coefficients
 from persona_callbacks.tracking import metrics
 from persona_callbacks.training import ChatData, LoraFineTuning, RunResult, summary, trajectory_figure
@@ -100,7 +100,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
 
     loaded = load_model(source, console)
     nn.Module.to(loaded.model, chosen_device(cfg.trainer.accelerator))
-    shape = residual.dimensions(loaded.model)
+    shape = dimensions(loaded.model)
     for vector in from_files:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
     # What is wrong with the callbacks' settings is told here, on stand-ins, rather than after minutes of extraction.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.chats import EncodedChat
-from persona_callbacks.model import residual
+from persona_callbacks.model import dimensions, find_language_model, residual
 from persona_callbacks.vectors import PersonaVector, SteeredPositions
 
 
@@ -124,8 +124,8 @@ class TrainingWriter(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, and attach to the model, inactive."""
-        model = residual.find_language_model(pl_module)
-        shape = residual.dimensions(model)
+        model = find_language_model(pl_module)
+        shape = dimensions(model)
         for vector in self.vectors:
             vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
         self._writer = self.attached(model)

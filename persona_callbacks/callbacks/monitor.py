@@ -13,7 +13,16 @@ from transformers import PreTrainedTokenizerBase
 from persona_callbacks.callbacks._seams import find_tokenizer, response_tokens, sum_over_processes
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import BatchLimits, LoadedModel, projections, residual
+from persona_callbacks.model import (
+    BatchLimits,
+    LoadedModel,
+    base_model,
+    device_of,
+    dimensions,
+    find_language_model,
+    projections,
+    residual,
+)
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors
 
@@ -124,8 +133,8 @@ class PersonaMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, find the tokenizer, encode the probes, attach the batch reader."""
-        self._model = residual.find_language_model(pl_module)
-        shape = residual.dimensions(self._model)
+        self._model = find_language_model(pl_module)
+        shape = dimensions(self._model)
         for vector in self.vectors:
             vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
         self._tokenizer = self.tokenizer or find_tokenizer(
@@ -136,7 +145,7 @@ class PersonaMonitor(Callback):
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
         self._layers = sorted({vector.layer for vector in self.vectors})
         self._reader = residual.BatchReader(self._model, self._layers)
-        device = residual.device_of(self._model)
+        device = device_of(self._model)
         self._units = torch.stack([vector.unit_direction() for vector in self.vectors]).to(device)
         self._batch_sums = torch.zeros(len(self.vectors) + 1, device=device)
 
@@ -147,7 +156,7 @@ class PersonaMonitor(Callback):
         self._resumed = False
         known = {v.trait for v in self.vectors if len(self._baseline.get(v.trait, ())) == len(self._layers_of(v))}
         if len(known) < len(self.vectors):
-            with residual.base_model(self._model):
+            with base_model(self._model):
                 measured = self._measure(trainer)
             self._baseline = measured | {trait: self._baseline[trait] for trait in known}
         if not self.readings:
@@ -232,7 +241,7 @@ class PersonaMonitor(Callback):
     def _measure(self, trainer: Trainer) -> dict[str, list[float]]:
         """Mean projection of each trait's probes at the layers where they are read."""
         share = slice(trainer.global_rank, None, trainer.world_size)
-        device = residual.device_of(self._model)
+        device = device_of(self._model)
         chats, belongs = self._encoded[share], self._belongs[share].to(device)
         layers = [self._layers_of(vector) for vector in self.vectors]
         sums = torch.zeros(len(self.vectors), len(layers[0]), dtype=torch.float64, device=device)

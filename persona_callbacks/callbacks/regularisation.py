@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from persona_callbacks.callbacks._seams import response_tokens
-from persona_callbacks.model import residual
+from persona_callbacks.model import base_model, device_of, dimensions, find_language_model, probing, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers
 
@@ -47,8 +47,8 @@ class ProjectionRegularisation(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, attach to the model, and add the penalty to what the training step returns."""
-        self._model = residual.find_language_model(pl_module)
-        shape = residual.dimensions(self._model)
+        self._model = find_language_model(pl_module)
+        shape = dimensions(self._model)
         for vector in self.vectors:
             vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
         self._layers = sorted({layer for places in self._chosen.values() for layer in places})
@@ -58,7 +58,7 @@ class ProjectionRegularisation(Callback):
             for column, vector in enumerate(self.vectors):
                 if layer in self._chosen[vector.trait]:
                     units[row, column] = vector.unit_direction(layer) / vector.direction(layer).norm()
-        self._units = units.to(residual.device_of(self._model))
+        self._units = units.to(device_of(self._model))
         self._count = sum(map(len, self._chosen.values()))
         self._reader = residual.BatchReader(self._model, self._layers, each_row=True)
         self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
@@ -100,7 +100,7 @@ class ProjectionRegularisation(Callback):
                     " and 'labels'"
                 )
             weights = (marked / marked.sum(dim=1, keepdim=True).clamp_min(1)).float()
-            with residual.base_model(self._model), residual.probing(self._model):
+            with base_model(self._model), probing(self._model):
                 before = residual.read(
                     self._model, batch["input_ids"], batch["attention_mask"], weights[None], self._layers
                 )[:, 0]

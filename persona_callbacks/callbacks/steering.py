@@ -14,7 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from persona_callbacks.callbacks._seams import TrainingWriter, find_tokenizer, sample_chats, sum_over_processes
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat, encode_chat
-from persona_callbacks.model import LoadedModel, Sampling, projection_difference, residual
+from persona_callbacks.model import (
+    LoadedModel,
+    Sampling,
+    device_of,
+    find_language_model,
+    projection_difference,
+    residual,
+)
 from persona_callbacks.progress import progress_bar
 from persona_callbacks.steering import (
     Adaptive,
@@ -245,7 +252,7 @@ class PreventativeSteering(TrainingWriter):
             return list(self._by_trait(law.start, "start").values())
         if law.feed_forward == "none":
             return [0.0] * len(self._traits)
-        model = residual.find_language_model(pl_module)
+        model = find_language_model(pl_module)
         tokenizer = self.tokenizer or find_tokenizer(
             "PreventativeSteering", trainer, pl_module, self.vectors[0].model_id
         )
@@ -254,7 +261,7 @@ class PreventativeSteering(TrainingWriter):
         else:
             chats = [encode_chat(chat, tokenizer) for chat in self.chats[: law.samples]]
         own = chats[trainer.global_rank :: trainer.world_size]
-        device = residual.device_of(model)
+        device = device_of(model)
         if law.feed_forward == "projection_difference":
             sums = torch.zeros(len(self._traits), dtype=torch.float64, device=device)
             if own:

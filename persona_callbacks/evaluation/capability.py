@@ -11,7 +11,7 @@ import torch
 
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import LoadedModel, residual, response_log_probabilities
+from persona_callbacks.model import LoadedModel, probing, response_log_probabilities
 
 QUESTIONS = Path(__file__).parent / "questions.jsonl"
 """The questions that ship with the library: general knowledge and language, easy enough for a model of 135M."""
@@ -70,7 +70,7 @@ def answered_rightly(
         for one in questions
         for choice in one.choices
     ]
-    with residual.probing(loaded.model):
+    with probing(loaded.model):
         scores = response_log_probabilities(loaded, chats, advance=advance)
     parts = torch.split(scores, [len(one.choices) for one in questions])
     return [int(part.argmax()) == one.answer for part, one in zip(parts, questions, strict=True)]
@@ -85,7 +85,7 @@ def perplexity(
     scored after each batch.
     """
     encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-    with residual.probing(loaded.model):
+    with probing(loaded.model):
         means = response_log_probabilities(loaded, encoded, advance=advance).double()
     tokens = torch.tensor([sum(chat.response_mask) for chat in encoded], dtype=torch.float64)
     return float((-(means * tokens).sum() / tokens.sum()).exp())

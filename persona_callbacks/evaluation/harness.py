@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import LoadedModel, residual
+from persona_callbacks.model import LoadedModel, probing
 
 
 def check_harness() -> None:
@@ -52,7 +52,7 @@ def harness_scores(
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
         raise InputError(f"lm_eval.tasks: unknown task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
-    with residual.probing(loaded.model):
+    with probing(loaded.model):
         wrapped = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
         found = simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)
     scores = {}

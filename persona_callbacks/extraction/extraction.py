@@ -34,8 +34,8 @@ from persona_callbacks.model import (
     LoadedModel,
     Sampling,
     TransformersGenerator,
+    dimensions,
     iterate_activations,
-    residual,
     weights_fingerprint,
 )
 from persona_callbacks.progress import progress_bar
@@ -248,7 +248,7 @@ def _read(
     loaded: LoadedModel, trait: Trait, settings: ExtractionSettings, responses: Sequence[Response], console: Console
 ) -> Contrast:
     """One pass over the responses for all layers and positions."""
-    shape = residual.dimensions(loaded.model)
+    shape = dimensions(loaded.model)
     layers = range(shape.num_layers + 1)
     contrast = Contrast(*kinds(responses), len(POSITIONS), len(layers), shape.hidden_size)
     with progress_bar(console) as progress:

@@ -4,6 +4,13 @@ Imports `vectors`, `chats` and what lies below them.
 """
 
 from persona_callbacks.model.activations import activations, iterate_activations, position_weights, projections
+from persona_callbacks.model.architecture import (
+    Dimensions,
+    LanguageModel,
+    device_of,
+    dimensions,
+    find_language_model,
+)
 from persona_callbacks.model.batching import BatchLimits, Group, shared_groups
 from persona_callbacks.model.differences import approximate_difference, projection_difference
 from persona_callbacks.model.endpoint import Endpoint
@@ -27,16 +34,11 @@ from persona_callbacks.model.loading import (
     weights_fingerprint,
     with_adapter,
 )
+from persona_callbacks.model.modes import base_model, probing
 from persona_callbacks.model.residual import (
     BatchReader,
-    Dimensions,
     ResidualWriter,
     SharedPrefix,
-    base_model,
-    device_of,
-    dimensions,
-    find_language_model,
-    probing,
     read,
     share_prefix,
     steered,
@@ -50,6 +52,7 @@ __all__ = [
     "Endpoint",
     "Generator",
     "Group",
+    "LanguageModel",
     "LoadedModel",
     "ModelSource",
     "ResidualWriter",

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
+from persona_callbacks.model.architecture import device_of, dimensions
 from persona_callbacks.model.batching import BatchLimits, shared_groups
 from persona_callbacks.model.loading import LoadedModel
+from persona_callbacks.model.modes import probing
 from persona_callbacks.vectors import PersonaVector, Position
 
 
@@ -47,16 +49,16 @@ def iterate_activations(
         The indices of a batch in ``chats``, and ``[batch, positions, layers, hidden_size]`` float32 on the model's
         device.
     """
-    device = residual.device_of(loaded.model)
+    device = device_of(loaded.model)
     for group in shared_groups(chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
-        with residual.probing(loaded.model):
+        with probing(loaded.model):
             prefix = residual.share_prefix(loaded.model, shared, layers)
         for indices in group.batches:
             batch = [chats[index] for index in indices]
             tokens = pad(batch, pad_token(loaded.tokenizer))
             weights = torch.stack([position_weights(batch, position) for position in positions])
-            with residual.probing(loaded.model):
+            with probing(loaded.model):
                 read = residual.read(
                     loaded.model,
                     tokens["input_ids"].to(device),
@@ -81,8 +83,8 @@ def activations(
     ``advance`` is called with the number
     of chats done after each of them.
     """
-    hidden_size = residual.dimensions(loaded.model).hidden_size
-    result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=residual.device_of(loaded.model))
+    hidden_size = dimensions(loaded.model).hidden_size
+    result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=device_of(loaded.model))
     for indices, read in iterate_activations(loaded, chats, layers, positions, limits):
         result[list(indices)] = read
         advance(len(indices))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from persona_callbacks.chats import EncodedChat
-from persona_callbacks.model import residual
 from persona_callbacks.model.activations import activations, projections
 from persona_callbacks.model.batching import BatchLimits
 from persona_callbacks.model.generation import Sampling, own_responses
 from persona_callbacks.model.loading import LoadedModel
+from persona_callbacks.model.modes import base_model
 from persona_callbacks.vectors import PersonaVector
 
 
@@ -36,7 +36,7 @@ def projection_difference(
     Returns:
         ``[chats, vectors, layers]`` float32 on the model's device, in activation units.
     """
-    with residual.base_model(loaded.model):
+    with base_model(loaded.model):
         own = own_responses(loaded, chats, sampling)
         # In one call: a chat's prompt is shared by its two responses and run once.
         both = projections(
@@ -58,7 +58,7 @@ def approximate_difference(
         ``[chats, vectors]`` float32 on the model's device, in activation units.
     """
     layers = sorted({vector.layer for vector in vectors})
-    with residual.base_model(loaded.model):
+    with base_model(loaded.model):
         read = activations(loaded, chats, layers, ["response_mean", "prompt_last"], limits)
     differences = (read[:, 0] - read[:, 1])[:, [layers.index(vector.layer) for vector in vectors]]
     units = torch.stack([vector.unit_direction() for vector in vectors]).to(differences.device)

@@ -13,7 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 from persona_callbacks.chats import EncodedChat, Message, encode_prompt, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
+from persona_callbacks.model.architecture import device_of
 from persona_callbacks.model.loading import LoadedModel
+from persona_callbacks.model.modes import probing
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _iterate_tokens(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Batches of indices in ``prompts`` with their new tokens, ``[batch, new]`` int64."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    device = residual.device_of(model)
+    device = device_of(model)
     assert how.pad_token_id is not None
     for number, start in enumerate(range(0, len(order), sampling.batch_size)):
         indices = order[start : start + sampling.batch_size]
@@ -176,7 +178,7 @@ def _iterate_tokens(
             mask[row, length - len(ids) :] = 1
         devices = [device] if device.type == "cuda" else []
         with (
-            residual.probing(model),
+            probing(model),
             residual.steered(model, additions or {}),
             torch.random.fork_rng(devices=devices),
         ):
@@ -221,10 +223,8 @@ def stream_response(
         response_only: steer from the prompt's last token on, which the response's first token is made from, and leave
             what comes before as it is.
     """
-    input_ids = torch.tensor(
-        [encode_prompt(messages, loaded.tokenizer).input_ids], device=residual.device_of(loaded.model)
-    )
-    with residual.probing(loaded.model), residual.steered(loaded.model, additions or {}, last_token_only=response_only):
+    input_ids = torch.tensor([encode_prompt(messages, loaded.tokenizer).input_ids], device=device_of(loaded.model))
+    with probing(loaded.model), residual.steered(loaded.model, additions or {}, last_token_only=response_only):
         tokens = loaded.model.generate(  # type: ignore[operator]  # nn.Module hides it
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.model import residual
+from persona_callbacks.model.architecture import device_of
 from persona_callbacks.model.batching import BatchLimits, shared_groups
 from persona_callbacks.model.loading import LoadedModel
 
@@ -22,7 +23,7 @@ def response_log_probabilities(
     Steered if the caller steers. What chats share at their beginning is computed once. ``advance`` is called with the
     number of chats done after each batch.
     """
-    device = residual.device_of(loaded.model)
+    device = device_of(loaded.model)
     means = torch.empty(len(chats))
     for group in shared_groups(chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
