@@ -24,12 +24,12 @@ from persona_callbacks.model.generation import (
     own_responses,
     stream_response,
 )
+from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
 from persona_callbacks.model.likelihood import response_log_probabilities
 from persona_callbacks.model.loading import (
     LoadedModel,
     ModelSource,
     check_adapter,
-    converted_gguf,
     load_model,
     weights_fingerprint,
     with_adapter,
@@ -73,6 +73,7 @@ __all__ = [
     "iterate_responses",
     "load_model",
     "own_responses",
+    "packaged_gguf",
     "position_weights",
     "probing",
     "projection_difference",
