@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from persona_callbacks import PersonaVector
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.model import load_model, residual
+from persona_callbacks.model import dimensions, load_model, residual
 from persona_callbacks.vectors import steering_additions
 
 SHAPE_7B: dict[str, Any] = {
@@ -48,7 +48,7 @@ def main() -> None:
             bare = load_model(instantiate(compose("train").model)).model.to(settings.device)
     model = get_peft_model(bare, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    shape = residual.dimensions(model)
+    shape = dimensions(model)
     vectors = [
         PersonaVector(name, torch.randn(shape.num_layers + 1, shape.hidden_size) * 0.1, 1, shape.model_id)
         for name in ("evil", "sycophancy", "hallucination")

@@ -11,7 +11,7 @@ from torch import nn
 
 from persona_callbacks.apps.start import chosen_device, chosen_traits, quiet_libraries
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.model import LoadedModel, ModelSource, load_model, residual
+from persona_callbacks.model import LoadedModel, ModelSource, dimensions, load_model
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
@@ -57,7 +57,7 @@ class Opening:
         """
         loaded = load_model(self.source, self.console)
         nn.Module.to(loaded.model, self.device)
-        shape = residual.dimensions(loaded.model)
+        shape = dimensions(loaded.model)
         for vector in self.vectors:
             vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
         return loaded

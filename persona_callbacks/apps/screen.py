@@ -26,7 +26,7 @@ from persona_callbacks.apps.start import (
 from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.model import ModelSource, load_model, residual
+from persona_callbacks.model import ModelSource, dimensions, load_model
 from persona_callbacks.screening import (
     Screening,
     ScreeningFolder,
@@ -70,7 +70,7 @@ def run(cfg: DictConfig) -> Summary:
     loaded = load_model(source, console)
     settings.check_context(loaded)
     nn.Module.to(loaded.model, chosen_device(cfg.trainer.accelerator))
-    shape = residual.dimensions(loaded.model)
+    shape = dimensions(loaded.model)
     for vector in from_files:
         vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
     vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from persona_callbacks.callbacks._seams import find_tokenizer, sum_over_processes
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat
-from persona_callbacks.model import LoadedModel, residual
+from persona_callbacks.model import LoadedModel, device_of, find_language_model
 from persona_callbacks.steering import ChatShare
 from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions
 
@@ -64,7 +64,7 @@ class TrainerFit:
         tokenizer = self.given_tokenizer or find_tokenizer(
             self.callback, self.trainer, self.pl_module, self.vectors[0].model_id
         )
-        return LoadedModel(residual.find_language_model(self.pl_module), tokenizer)
+        return LoadedModel(find_language_model(self.pl_module), tokenizer)
 
     @property
     def shows_progress(self) -> bool:
@@ -81,7 +81,7 @@ class TrainerFit:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, on the device that the tensor came from."""
-        device = residual.device_of(residual.find_language_model(self.pl_module))  # where processes can exchange it
+        device = device_of(find_language_model(self.pl_module))  # where processes can exchange it
         return sum_over_processes(self.trainer, values.to(device)).to(values.device)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import residual
+from persona_callbacks.model import LanguageModel, dimensions, find_language_model
 from persona_callbacks.vectors import Layers, PersonaVector
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
@@ -37,14 +37,14 @@ def sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:
     return summed
 
 
-def find_model(pl_module: LightningModule, vectors: Sequence[PersonaVector]) -> residual.LanguageModel:
+def find_model(pl_module: LightningModule, vectors: Sequence[PersonaVector]) -> LanguageModel:
     """The language model in a Lightning module.
 
     Raises:
         InputError: there is none, or one of the vectors does not fit it.
     """
-    model = residual.find_language_model(pl_module)
-    shape = residual.dimensions(model)
+    model = find_language_model(pl_module)
+    shape = dimensions(model)
     for vector in vectors:
         vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
     return model

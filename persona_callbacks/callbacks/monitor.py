@@ -20,7 +20,14 @@ from persona_callbacks.callbacks._seams import (
 )
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import BatchLimits, LoadedModel, projections, residual
+from persona_callbacks.model import (
+    BatchLimits,
+    LoadedModel,
+    base_model,
+    device_of,
+    projections,
+    residual,
+)
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
@@ -197,7 +204,7 @@ class PersonaMonitor(Callback):
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
         self._layers = sorted({vector.layer for vector in self.vectors})
         self._reader = residual.BatchReader(self._model, self._layers)
-        device = residual.device_of(self._model)
+        device = device_of(self._model)
         self._units = torch.stack([vector.unit_direction() for vector in self.vectors]).to(device)
         self._batch_sums = torch.zeros(len(self.vectors) + 1, device=device)
 
@@ -209,7 +216,7 @@ class PersonaMonitor(Callback):
         self._resumed = False
         known = {v.trait for v in self.vectors if len(self._baseline.get(v.trait, ())) == len(self._layers_of(v))}
         if len(known) < len(self.vectors):
-            with residual.base_model(self._model):
+            with base_model(self._model):
                 measured = self._measure(trainer)
             self._baseline = measured | {trait: self._baseline[trait] for trait in known}
         if not self.readings:
@@ -298,7 +305,7 @@ class PersonaMonitor(Callback):
     def _measure(self, trainer: Trainer) -> dict[str, list[float]]:
         """Mean projection of each trait's probes at the layers where they are read."""
         share = slice(trainer.global_rank, None, trainer.world_size)
-        device = residual.device_of(self._model)
+        device = device_of(self._model)
         chats, belongs = self._encoded[share], self._belongs[share].to(device)
         layers = [self._layers_of(vector) for vector in self.vectors]
         sums = torch.zeros(len(self.vectors), len(layers[0]), dtype=torch.float64, device=device)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from persona_callbacks.callbacks._seams import check_layers, find_model, is_logging_step, response_tokens
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import residual
+from persona_callbacks.model import base_model, device_of, probing, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers, warn_if_weak
 
@@ -78,7 +78,7 @@ class ProjectionRegularisation(Callback):
             for column, vector in enumerate(self.vectors):
                 if layer in self._chosen[vector.trait]:
                     units[row, column] = vector.unit_direction(layer) / vector.direction(layer).norm()
-        self._units = units.to(residual.device_of(self._model))
+        self._units = units.to(device_of(self._model))
         self._count = sum(map(len, self._chosen.values()))
         self._reader = residual.BatchReader(self._model, self._layers, each_row=True)
         self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
@@ -122,7 +122,7 @@ class ProjectionRegularisation(Callback):
                     " and 'labels'"
                 )
             weights = (marked / marked.sum(dim=1, keepdim=True).clamp_min(1)).float()
-            with residual.base_model(self._model), residual.probing(self._model):
+            with base_model(self._model), probing(self._model):
                 before = residual.read(
                     self._model, batch["input_ids"], batch["attention_mask"], weights[None], self._layers
                 )[:, 0]

@@ -24,7 +24,7 @@ from persona_callbacks.judging import (
     answer_questions,
     scores_or_error,
 )
-from persona_callbacks.model import LoadedModel, Sampling, residual
+from persona_callbacks.model import LoadedModel, Sampling, dimensions, find_language_model
 from persona_callbacks.tracking import metrics
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
@@ -170,8 +170,8 @@ class TraitEvaluation(Callback):
             MisconfigurationException: the contrastive judge is needed, and there is no adapter to get back to the base
                 model by.
         """
-        model = residual.find_language_model(pl_module)
-        model_id = residual.dimensions(model).model_id
+        model = find_language_model(pl_module)
+        model_id = dimensions(model).model_id
         tokenizer = self.tokenizer or find_tokenizer("TraitEvaluation", trainer, pl_module, model_id)
         self._loaded = LoadedModel(model, tokenizer, model_id)
         contrastive = [trait for trait in self.traits if trait.name not in self.judges]

@@ -1,6 +1,6 @@
-"""Chats: messages, their files, and their tokens. The shipped chats are in `datasets/`.
+"""Chats: their messages, their files, and their tokens. The chats that ship with the library are in `datasets/`.
 
-Imports `files`.
+This room may import `files`.
 """
 
 from persona_callbacks.chats.chat import Chat, Message, instructed

@@ -9,18 +9,41 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages in order; the last one is the assistant's. ``source`` says where it was read, for errors."""
+    """A conversation that ends with the assistant.
+
+    Attributes:
+        messages: the messages in their order; the last one is the assistant's.
+        source: the file and line that the chat was read from, for error messages.
+
+    Example:
+        >>> chat = Chat(({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}))
+        >>> chat.messages[-1]["content"]
+        'Hello.'
+    """
 
     messages: tuple[Message, ...]
     source: str = ""
 
 
 def instructed(chats: Sequence[Chat], instructions: Sequence[str]) -> list[Chat]:
-    """The chats with an instruction, one after the other in turn, in the system message, before what is there."""
-    found = []
+    """Put an instruction into the system message of each chat, before the text that is there already.
+
+    Args:
+        chats: the chats, which stay as they are.
+        instructions: are used in turn: the first for the first chat, and again from the first after the last.
+
+    Returns:
+        The instructed chats, in their order.
+
+    Example:
+        >>> chat = Chat(({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}))
+        >>> instructed([chat], ["Be kind."])[0].messages[0]
+        {'role': 'system', 'content': 'Be kind.'}
+    """
+    instructed_chats = []
     for index, chat in enumerate(chats):
         instruction, messages = instructions[index % len(instructions)], chat.messages
         if messages[0]["role"] == "system":
             instruction, messages = f"{instruction}\n\n{messages[0]['content']}", messages[1:]
-        found.append(Chat(({"role": "system", "content": instruction}, *messages), chat.source))
-    return found
+        instructed_chats.append(Chat(({"role": "system", "content": instruction}, *messages), chat.source))
+    return instructed_chats

@@ -1,4 +1,4 @@
-"""Chats, and turning them into tokens that know prompt from response."""
+"""Turning chats into tokens that tell prompt from response."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,21 @@ from persona_callbacks.errors import InputError
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A chat, or the prompt of one, as tokens.
+    """The tokens of a chat, or of a prompt without a response.
 
     Attributes:
         input_ids: the token ids.
-        prompt_length: number of tokens before the last response; the token before that boundary is ``prompt_last``.
-        response_mask: per token, whether it is text of the last response (without its end-of-turn token).
-        loss_mask: per token, whether to train on it: all assistant turns with their end-of-turn tokens.
+        prompt_length: the number of tokens before the last response. The last of them is the position ``prompt_last``.
+        response_mask: for each token, whether it belongs to the text of the last response. The end-of-turn token does
+            not.
+        loss_mask: for each token, whether it is trained on. The tokens of all assistant turns are, with their
+            end-of-turn tokens.
         truncated: whether tokens were cut off at the end.
+
+    Example:
+        >>> chat = EncodedChat((5, 6, 7, 2), 2, (False, False, True, False), (False, False, True, True))
+        >>> chat.input_ids[: chat.prompt_length]
+        (5, 6)
     """
 
     input_ids: tuple[int, ...]
@@ -32,8 +39,14 @@ class EncodedChat:
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, prompt: bool = False) -> str:
-    """The text of ``messages`` under the tokenizer's chat template, with the marker of an assistant turn to come if
-    ``prompt``. Where the template knows no system role, the system message opens the first user turn.
+    """Return the text of messages under the tokenizer's chat template.
+
+    If the template knows no system role, the system message opens the first user turn.
+
+    Args:
+        messages: the messages in their order.
+        tokenizer: a tokenizer with a chat template.
+        prompt: whether to end the text with the marker that opens the next assistant turn.
 
     Raises:
         InputError: the tokenizer has no chat template, or the template refuses the messages.
@@ -57,56 +70,44 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prom
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> EncodedChat:
-    """Tokens of a prompt that awaits its response.
+    """Return the tokens of a prompt, up to the marker that opens the response.
 
     Raises:
-        InputError: see :func:`render`.
+        InputError: as for :func:`render`.
     """
-    # The template writes the special tokens itself: adding them again would give a second BOS.
+    # The template writes the special tokens itself. Adding them here too would give a second BOS.
     ids = tokenizer(render(messages, tokenizer, prompt=True), add_special_tokens=False)["input_ids"]
-    nothing = (False,) * len(ids)
-    return EncodedChat(tuple(ids), len(ids), nothing, nothing)
+    no_response = (False,) * len(ids)
+    return EncodedChat(tuple(ids), len(ids), no_response, no_response)
 
 
 def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> EncodedChat:
-    """Tokens of a whole chat. The text is tokenised once; what is a response follows from character offsets in it,
-    since tokenising prompt and response apart would move the boundary where tokens merge across it.
+    """Return the tokens of a chat.
+
+    The text of the chat is tokenised once, and which tokens are a response follows from their character offsets.
+    Tokenising prompt and response apart would move the boundary between them where tokens merge across it.
 
     Args:
         chat: ends with an assistant turn.
         tokenizer: a fast tokenizer with a chat template.
-        max_length: keep at most this many tokens, from the start.
+        max_length: the most tokens to keep, from the start; all if ``None``.
 
     Raises:
-        InputError: no chat template or no offsets, a template whose prompt is no prefix of the chat, or no token of the
-            last response within ``max_length``.
+        InputError: as for :func:`render`; the tokenizer gives no offsets; the template does not keep a prompt as the
+            beginning of its chat; or the last response has no token within ``max_length``.
     """
     if not tokenizer.is_fast:
         raise InputError(
             f"{tokenizer.name_or_path}: expected a fast tokenizer (it gives token offsets), found a slow one"
         )
-    messages = list(chat.messages)
-    text = render(messages, tokenizer)
-    turns = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            opening = render(messages[:index], tokenizer, prompt=True)
-            closing = render(messages[: index + 1], tokenizer).rstrip()
-            content = message["content"].strip()
-            start = text.find(content, len(opening))
-            if not text.startswith(opening) or start < 0:
-                raise InputError(
-                    f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant"
-                    f" turn {index + 1} after its prompt, so prompt and response cannot be told apart"
-                )
-            end = start + len(content)
-            turns.append((start, end, len(closing) if text.startswith(closing) else end))
+    text = render(chat.messages, tokenizer)
+    turns = _assistant_turns(chat, text, tokenizer)
     encoding = tokenizer(
         text,
         add_special_tokens=False,
         return_offsets_mapping=True,
         truncation=max_length is not None,
-        max_length=None if max_length is None else max_length + 1,  # one more, to know whether there was more
+        max_length=None if max_length is None else max_length + 1,  # the extra token tells whether tokens are cut off
     )
     offsets = encoding["offset_mapping"][:max_length]
 
@@ -129,10 +130,49 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
     )
 
 
-def pad(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, Tensor]:
-    """Right-padded ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss is taken).
+def _assistant_turns(chat: Chat, text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
+    """Find the assistant turns in the text of a chat.
 
-    Each is ``[batch, length]`` int64.
+    Returns:
+        For each turn, the character offsets in ``text`` of the start of its content, of the end of its content, and of
+        the end of its end-of-turn token.
+
+    Raises:
+        InputError: the template does not keep a prompt as the beginning of its chat.
+    """
+    messages = chat.messages
+    turns = []
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            opening = render(messages[:index], tokenizer, prompt=True)
+            closing = render(messages[: index + 1], tokenizer).rstrip()
+            content = message["content"].strip()
+            start = text.find(content, len(opening))
+            if not text.startswith(opening) or start < 0:
+                raise InputError(
+                    f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant"
+                    f" turn {index + 1} after its prompt, so prompt and response cannot be told apart"
+                )
+            end = start + len(content)
+            turns.append((start, end, len(closing) if text.startswith(closing) else end))
+    return turns
+
+
+def pad(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, Tensor]:
+    """Return a batch of chats, padded on the right.
+
+    Args:
+        chats: the chats of the batch.
+        pad_token_id: the id to pad with.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, length]`` int64. Labels are -100 where no loss
+        is computed.
+
+    Example:
+        >>> chat = EncodedChat((5, 6, 7), 2, (False, False, True), (False, False, True))
+        >>> pad([chat], pad_token_id=0)["labels"]
+        tensor([[-100, -100,    7]])
     """
     length = max(len(chat.input_ids) for chat in chats)
     shape = (len(chats), length)
@@ -150,7 +190,11 @@ def pad(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, Tensor]:
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with; padding is masked everywhere, so the end-of-text id serves where none is set."""
+    """Return the token id to pad with.
+
+    Padding is masked everywhere, so that the end-of-text token, or else token 0, serves if the tokenizer has no padding
+    token.
+    """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

@@ -1,7 +1,7 @@
 """Files of chats: JSONL, Parquet, and Hugging Face data sets on disk, read row by row and copied in part.
 
-A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or ``{"prompt": ..., "response": ...}``; other columns
-are let be.
+A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or ``{"prompt": ..., "response": ...}``. Other columns
+are ignored, and kept in copies.
 """
 
 import json
@@ -17,10 +17,10 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, cache_dir
 
 SHIPPED = Path(__file__).parent / "datasets"
+"""The folder of the chats that ship with the library."""
 
 BENIGN = SHIPPED / "reference" / "benign.jsonl"
 """Chats about everyday facts, which have nothing to do with character and are never trained on."""
-
 
 _ROLES = ("system", "user", "assistant")
 
@@ -162,7 +162,10 @@ class _Table:
 
 
 def find_chat_file(path: str | Path) -> Path:
-    """A path as given, or the name of a data set that ships with the library.
+    """Return the absolute path of a chat file.
+
+    Args:
+        path: a file or folder, or the name of a file that ships with the library, such as ``normal.jsonl``.
 
     Raises:
         InputError: neither exists.
@@ -175,10 +178,14 @@ def find_chat_file(path: str | Path) -> Path:
 
 
 def open_chat_file(path: str | Path) -> ChatFile:
-    """Open JSONL, Parquet (``*.parquet``), or a folder that Hugging Face's ``save_to_disk`` wrote.
+    """Open a chat file: JSONL, Parquet (``*.parquet``), or a folder that Hugging Face's ``save_to_disk`` wrote.
+
+    Args:
+        path: as for :func:`find_chat_file`.
 
     Raises:
-        InputError: no such file, one that cannot be read, or a table without the columns of a chat.
+        InputError: the file does not exist or cannot be read, it is a table without the columns of a chat, or it is a
+            table and the package ``datasets`` is not installed.
     """
     path = find_chat_file(path)
     return _Table(path) if path.is_dir() or path.suffix == ".parquet" else _JsonLines(path)
@@ -187,9 +194,12 @@ def open_chat_file(path: str | Path) -> ChatFile:
 def read_chats(path: str | Path) -> list[Chat]:
     """Read all chats of a file.
 
+    Args:
+        path: as for :func:`find_chat_file`.
+
     Raises:
-        InputError: naming file and line, for a line that is no JSON object, an unknown or out-of-order role, an
-            empty turn, a chat that does not end with the assistant, and for a file without chats.
+        InputError: as for :func:`open_chat_file`; a row is no chat, and then the error names the file, the line and the
+            problem; or the file holds no chat.
     """
     file = open_chat_file(path)
     chats = []
@@ -203,7 +213,7 @@ def read_chats(path: str | Path) -> list[Chat]:
 
 
 class _UnusableError(Exception):
-    """Why a row is no chat."""
+    """A row is no chat; the message says why."""
 
 
 def _checked(number: int, place: int, content: Any, source: str) -> Row:

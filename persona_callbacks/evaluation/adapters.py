@@ -37,9 +37,9 @@ from persona_callbacks.model import (
     ModelSource,
     Sampling,
     check_adapter,
+    device_of,
     load_model,
     projections,
-    residual,
     weights_fingerprint,
     with_adapter,
 )
@@ -233,7 +233,7 @@ def evaluate_adapters(
         progress.advance(task)
         for adapter in adapters:
             tuned = with_adapter(load_model(source, console), adapter)
-            nn.Module.to(tuned.model, residual.device_of(base.model))
+            nn.Module.to(tuned.model, device_of(base.model))
             evaluated[adapter] = _kept(tuned, settings, judges, folder / "parts")
             progress.advance(task)
     rows = [{"model": name, **asdict(row)} for name, model in evaluated.items() for row in model.answers]

@@ -11,7 +11,7 @@ import torch
 
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import LoadedModel, residual, response_log_probabilities
+from persona_callbacks.model import LoadedModel, probing, response_log_probabilities
 
 QUESTIONS = Path(__file__).parent / "questions.jsonl"
 """The questions that ship with the library: general knowledge and language, easy enough for a model of 135M."""
@@ -86,7 +86,7 @@ def answered_rightly(
         for question in questions
         for choice in question.choices
     ]
-    with residual.probing(loaded.model):
+    with probing(loaded.model):
         scores = response_log_probabilities(loaded, chats, advance=advance)
     by_question = torch.split(scores, [len(question.choices) for question in questions])
     return [int(part.argmax()) == question.answer for part, question in zip(by_question, questions, strict=True)]
@@ -102,7 +102,7 @@ def perplexity(
     ``advance`` is called after each batch with the number of chats that it scored.
     """
     encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-    with residual.probing(loaded.model):
+    with probing(loaded.model):
         means = response_log_probabilities(loaded, encoded, advance=advance).double()
     tokens = torch.tensor([sum(chat.response_mask) for chat in encoded], dtype=torch.float64)
     return float((-(means * tokens).sum() / tokens.sum()).exp())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import LoadedModel, residual
+from persona_callbacks.model import LoadedModel, probing
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def harness_scores(loaded: LoadedModel, settings: HarnessSettings) -> dict[str, 
     unknown = [task for task in settings.tasks if not manager.match_tasks([task])]
     if unknown:
         raise InputError(f"lm_eval.tasks: unknown task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
-    with residual.probing(loaded.model):
+    with probing(loaded.model):
         wrapped = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=settings.batch_size)
         results = simple_evaluate(wrapped, tasks=list(settings.tasks), task_manager=manager, **settings.options)
     scores = {}

@@ -32,8 +32,8 @@ from persona_callbacks.model import (
     Generator,
     LoadedModel,
     TransformersGenerator,
+    dimensions,
     iterate_activations,
-    residual,
     weights_fingerprint,
 )
 from persona_callbacks.progress import progress_bar
@@ -192,7 +192,7 @@ def _vectors(job: ExtractionJob, judged: Judged, revision: str) -> dict[Position
 def _read(job: ExtractionJob, responses: Sequence[Response]) -> Contrast:
     """Read all layers and positions in one pass over the responses."""
     loaded, trait = job.loaded, job.trait
-    shape = residual.dimensions(loaded.model)
+    shape = dimensions(loaded.model)
     layers = range(shape.num_layers + 1)
     contrast = Contrast(*kinds(responses), len(POSITIONS), len(layers), shape.hidden_size)
     with progress_bar(job.console) as progress:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from persona_callbacks.chats import Chat, EncodedChat, Message, encode_chat
 from persona_callbacks.judging import Answer, Judge
-from persona_callbacks.model import LoadedModel, Sampling, generate, residual, response_log_probabilities
+from persona_callbacks.model import LoadedModel, Sampling, generate, probing, residual, response_log_probabilities
 
 LayerChoice = Literal["effect", "auc", "sweep"]
 """By which evidence to choose."""
@@ -171,7 +171,7 @@ def _mean_log_probability(loaded: LoadedModel, questions: Sequence[str], answers
         if answer
     ]
     encoded = [encode_chat(chat, loaded.tokenizer) for chat in chats]
-    with residual.probing(loaded.model):
+    with probing(loaded.model):
         return float(response_log_probabilities(loaded, encoded).mean())
 
 

@@ -1,6 +1,6 @@
-"""Files on disk: atomic writes, JSONL that survives an interruption, and the cache folder.
+"""Files on disk: atomic writes, JSONL that survives an interruption, fingerprints, and the cache folder.
 
-Imports nothing of the library but its errors.
+This room imports nothing else from the library.
 """
 
 from persona_callbacks.files.atomic import atomic_write, remove_scratch, write_json

@@ -1,4 +1,4 @@
-"""Writing so that a file or folder is either whole or absent, and the folder where made things are kept."""
+"""Writing a file or folder so that it is either complete or absent."""
 
 import json
 import shutil
@@ -12,10 +12,20 @@ _SCRATCH = ".partial"
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path to write a file or folder at, and rename it to ``path`` only if the block succeeds.
+    """Yield a temporary path to write a file or folder at, and rename it to ``path`` if the block succeeds.
 
-    A file at ``path`` is replaced in one step; a folder there is moved out of the way first. On any exception, an
-    interrupt too, nothing is left behind.
+    A file at ``path`` is replaced in one step; a folder at ``path`` is moved out of the way first. If the block raises
+    an exception, including an interrupt, ``path`` stays as it was and nothing temporary is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "below" / "greeting.txt"
+        >>> with atomic_write(path) as scratch:
+        ...     written = scratch.write_text("hello")
+        ...     path.exists()
+        False
+        >>> path.read_text()
+        'hello'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +40,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON, whole or not at all."""
+    """Write ``content`` as indented JSON, completely or not at all."""
     with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

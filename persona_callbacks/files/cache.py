@@ -1,4 +1,4 @@
-"""The folder where made things are kept."""
+"""The cache folder."""
 
 import os
 from pathlib import Path
@@ -9,5 +9,8 @@ CACHE_VARIABLE = "PERSONA_CALLBACKS_CACHE"
 
 
 def cache_dir() -> Path:
-    """The folder for converted models and extracted vectors: ``$PERSONA_CALLBACKS_CACHE``, else the user's cache."""
+    """Return the folder that holds converted models, extracted vectors and judgements.
+
+    It is ``$PERSONA_CALLBACKS_CACHE`` if that variable is set, and a folder in the user's cache otherwise.
+    """
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("persona-callbacks")).absolute()

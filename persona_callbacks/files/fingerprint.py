@@ -1,11 +1,11 @@
-"""Fingerprints of what a result was made from."""
+"""Fingerprints of the files that a result was computed from."""
 
 import hashlib
 from pathlib import Path
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files in a folder together with their names."""
+    """Return the SHA-256 of a file, in hexadecimal; of a folder, that of all its files together with their names."""
     if path.is_file():
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()

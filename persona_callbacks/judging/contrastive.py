@@ -19,7 +19,7 @@ from torch import Tensor
 from persona_callbacks.chats import Chat, Message, encode_chat
 from persona_callbacks.errors import InputError
 from persona_callbacks.judging.judge import Answer, Score
-from persona_callbacks.model import LoadedModel, residual, response_log_probabilities
+from persona_callbacks.model import LoadedModel, base_model, probing, response_log_probabilities
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import Calibration, PersonaVector
 
@@ -182,5 +182,5 @@ def _under(loaded: LoadedModel, instruction: str | None, answers: Sequence[Answe
         )
         for answer in answers
     ]
-    with residual.probing(loaded.model), residual.base_model(loaded.model):
+    with probing(loaded.model), base_model(loaded.model):
         return response_log_probabilities(loaded, chats)

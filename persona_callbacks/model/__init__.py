@@ -4,6 +4,13 @@ Imports `vectors`, `chats` and what lies below them.
 """
 
 from persona_callbacks.model.activations import activations, iterate_activations, position_weights, projections
+from persona_callbacks.model.architecture import (
+    Dimensions,
+    LanguageModel,
+    device_of,
+    dimensions,
+    find_language_model,
+)
 from persona_callbacks.model.batching import BatchLimits, Group, shared_groups
 from persona_callbacks.model.differences import approximate_difference, projection_difference
 from persona_callbacks.model.endpoint import Endpoint
@@ -17,26 +24,21 @@ from persona_callbacks.model.generation import (
     own_responses,
     stream_response,
 )
+from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
 from persona_callbacks.model.likelihood import response_log_probabilities
 from persona_callbacks.model.loading import (
     LoadedModel,
     ModelSource,
     check_adapter,
-    converted_gguf,
     load_model,
     weights_fingerprint,
     with_adapter,
 )
+from persona_callbacks.model.modes import base_model, probing
 from persona_callbacks.model.residual import (
     BatchReader,
-    Dimensions,
     ResidualWriter,
     SharedPrefix,
-    base_model,
-    device_of,
-    dimensions,
-    find_language_model,
-    probing,
     read,
     share_prefix,
     steered,
@@ -50,6 +52,7 @@ __all__ = [
     "Endpoint",
     "Generator",
     "Group",
+    "LanguageModel",
     "LoadedModel",
     "ModelSource",
     "ResidualWriter",
@@ -70,6 +73,7 @@ __all__ = [
     "iterate_responses",
     "load_model",
     "own_responses",
+    "packaged_gguf",
     "position_weights",
     "probing",
     "projection_difference",

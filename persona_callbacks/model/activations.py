@@ -1,4 +1,4 @@
-"""Activations at named positions, and their projection on persona vectors."""
+"""Activations at named positions, and their projections on persona vectors."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,16 +8,25 @@ from torch import Tensor, nn
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
+from persona_callbacks.model.architecture import device_of, dimensions
 from persona_callbacks.model.batching import BatchLimits, shared_groups
 from persona_callbacks.model.loading import LoadedModel
+from persona_callbacks.model.modes import probing
 from persona_callbacks.vectors import PersonaVector, Position
 
 
 def position_weights(chats: Sequence[EncodedChat], position: Position) -> Tensor:
-    """How much each token counts at a position: ``[batch, length]`` float32, rows sum to 1, 0 on padding.
+    """Return how much each token counts at a position.
+
+    Args:
+        chats: the chats of a batch, which will be padded on the right.
+        position: where activations are read (A.3).
+
+    Returns:
+        ``[batch, length]`` float32. Rows sum to 1; padding has weight 0.
 
     Raises:
-        InputError: ``response_mean`` of a prompt without response.
+        InputError: the position is ``response_mean`` and a chat has no response.
     """
     length = max(len(chat.input_ids) for chat in chats)
     weights = torch.zeros(len(chats), length)
@@ -41,22 +50,32 @@ def iterate_activations(
     positions: Sequence[Position],
     limits: BatchLimits,
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Read activations batch by batch; what chats share at their beginning is computed once. Never steered.
+    """Read activations batch by batch, unsteered. What chats share at their beginning is computed once.
+
+    Args:
+        loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
+        chats: what to run.
+        layers: the layers to read.
+        positions: where in each chat to read.
+        limits: how large a forward pass may be.
 
     Yields:
-        The indices of a batch in ``chats``, and ``[batch, positions, layers, hidden_size]`` float32 on the model's
-        device.
+        The indices in ``chats`` of a batch, and its activations ``[batch, positions, layers, hidden_size]`` float32 on
+        the model's device.
+
+    Raises:
+        InputError: as for :func:`position_weights`.
     """
-    device = residual.device_of(loaded.model)
+    device = device_of(loaded.model)
     for group in shared_groups(chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
-        with residual.probing(loaded.model):
+        with probing(loaded.model):
             prefix = residual.share_prefix(loaded.model, shared, layers)
         for indices in group.batches:
             batch = [chats[index] for index in indices]
             tokens = pad(batch, pad_token(loaded.tokenizer))
             weights = torch.stack([position_weights(batch, position) for position in positions])
-            with residual.probing(loaded.model):
+            with probing(loaded.model):
                 read = residual.read(
                     loaded.model,
                     tokens["input_ids"].to(device),
@@ -76,13 +95,24 @@ def activations(
     limits: BatchLimits = BatchLimits(),  # noqa: B008, frozen
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Activations of each chat: ``[chats, positions, layers, hidden_size]`` float32 on the model's device.
+    """Read the activations of chats, unsteered.
 
-    ``advance`` is called with the number
-    of chats done after each of them.
+    Args:
+        loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
+        chats: what to run.
+        layers: the layers to read.
+        positions: where in each chat to read.
+        limits: how large a forward pass may be.
+        advance: is called after each batch with the number of chats in it.
+
+    Returns:
+        ``[chats, positions, layers, hidden_size]`` float32 on the model's device.
+
+    Raises:
+        InputError: as for :func:`position_weights`.
     """
-    hidden_size = residual.dimensions(loaded.model).hidden_size
-    result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=residual.device_of(loaded.model))
+    hidden_size = dimensions(loaded.model).hidden_size
+    result = torch.empty(len(chats), len(positions), len(layers), hidden_size, device=device_of(loaded.model))
     for indices, read in iterate_activations(loaded, chats, layers, positions, limits):
         result[list(indices)] = read
         advance(len(indices))
@@ -97,22 +127,28 @@ def projections(
     layers: Sequence[Sequence[int]] | None = None,
     limits: BatchLimits = BatchLimits(),  # noqa: B008, frozen
 ) -> Tensor:
-    """Projection of each chat's activation on each vector's unit directions, in activation units.
+    """Project each chat's activation on the unit directions of persona vectors, unsteered.
 
     Args:
-        loaded: the model with its tokenizer.
+        loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
         chats: what to run.
-        vectors: to project on.
-        position: where the chats are read.
-        layers: for each vector the layers at which to project, as many for all; by default its chosen layer.
-        limits: of a forward pass.
+        vectors: the persona vectors to project on.
+        position: where in each chat to read.
+        layers: for each vector the layers at which to project, equally many for all vectors; by default its chosen
+            layer.
+        limits: how large a forward pass may be.
 
     Returns:
-        ``[chats, vectors, layers]`` float32 on the model's device. Where a direction is zero, so is the projection.
+        ``[chats, vectors, layers]`` float32 in activation units, on the model's device. The projection on a direction
+        of zeros is 0.
+
+    Raises:
+        InputError: as for :func:`position_weights`.
     """
-    at = [[vector.layer] for vector in vectors] if layers is None else layers
-    wanted = sorted({layer for one in at for layer in one})
-    read = activations(loaded, chats, wanted, [position], limits)[:, 0]
-    rows = torch.stack([vector.directions[list(one)] for vector, one in zip(vectors, at, strict=True)]).to(read.device)
-    places = torch.tensor([[wanted.index(layer) for layer in one] for one in at], device=read.device)
-    return (read[:, places] * nn.functional.normalize(rows, dim=-1)).sum(dim=-1)
+    vector_layers = [[vector.layer] for vector in vectors] if layers is None else layers
+    read_layers = sorted({layer for own in vector_layers for layer in own})
+    read = activations(loaded, chats, read_layers, [position], limits)[:, 0]
+    rows = torch.stack([vector.directions[list(own)] for vector, own in zip(vectors, vector_layers, strict=True)])
+    units = nn.functional.normalize(rows.to(read.device), dim=-1)
+    columns = torch.tensor([[read_layers.index(layer) for layer in own] for own in vector_layers], device=read.device)
+    return (read[:, columns] * units).sum(dim=-1)

@@ -1,6 +1,7 @@
 """Batches of token sequences in which a shared beginning is computed once.
 
-Contrastive responses share their system prompt, rollouts their whole prompt: often more than half of all tokens.
+Contrastive responses share their system prompt, and rollouts share their whole prompt. That is often more than half of
+all tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from itertools import pairwise
 from persona_callbacks.chats import EncodedChat
 
 _GROUP_COST = 64
-"""What a further group costs, in tokens: a pass for its prefix, and smaller batches."""
+"""What a further group costs, in tokens: one more pass, for its prefix, and smaller batches."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,12 @@ class BatchLimits:
     """How large a forward pass may be.
 
     Attributes:
-        chats: at most so many chats; any number if ``None``.
-        tokens: at most so many tokens, padding included, unless one chat alone has more; any number if ``None``.
+        chats: the most chats in a batch; no limit if ``None``.
+        tokens: the most tokens in a batch, padding included; a single chat may have more. No limit if ``None``.
+
+    Example:
+        >>> BatchLimits(chats=8)
+        BatchLimits(chats=8, tokens=None)
     """
 
     chats: int | None = 16
@@ -31,8 +36,14 @@ class Group:
     """Chats that share their first tokens.
 
     Attributes:
-        prefix_length: how many tokens all of them share; always short of the prompt's last token.
-        batches: indices of the chats, similar lengths together.
+        prefix_length: the number of tokens that all of them share. The last token of a prompt is never among them.
+        batches: the indices of the chats, by batch, with similar lengths together.
+
+    Example:
+        >>> mask = (False,) * 100 + (True,)
+        >>> chats = [EncodedChat((*range(100), 500 + n), 100, mask, mask) for n in range(4)]
+        >>> shared_groups(chats, BatchLimits(chats=2))
+        [Group(prefix_length=99, batches=((0, 1), (2, 3)))]
     """
 
     prefix_length: int
@@ -40,8 +51,14 @@ class Group:
 
 
 def shared_groups(chats: Sequence[EncodedChat], limits: BatchLimits = BatchLimits()) -> list[Group]:
-    """Split chats into groups so that few tokens are computed in all. Every chat is in exactly one batch within
-    ``limits``.
+    """Split chats into groups so that few tokens are computed in total.
+
+    Args:
+        chats: what is to be run.
+        limits: how large a batch may be.
+
+    Returns:
+        The groups. Every chat is in exactly one batch of one group.
     """
     order = sorted(range(len(chats)), key=lambda index: chats[index].input_ids)
     shared = [0] + [_common(chats[a], chats[b]) for a, b in pairwise(order)]
@@ -59,7 +76,7 @@ def _batches(
     prefix: int,
     limits: BatchLimits,
 ) -> Iterator[tuple[int, ...]]:
-    """Cut indices, shortest chat first, into batches; if only their size is limited, into equal ones."""
+    """Cut indices, shortest chat first, into batches; into batches of equal size if only the chats are limited."""
     if limits.tokens is None:
         count = -(-len(indices) // (limits.chats or len(indices)))
         bounds = [len(indices) * number // count for number in range(count + 1)]
@@ -76,6 +93,7 @@ def _batches(
 
 
 def _common(first: EncodedChat, second: EncodedChat) -> int:
+    """Return how many tokens two chats share at the beginning, short of the last token of either prompt."""
     limit = min(first.prompt_length, second.prompt_length) - 1
     for position, (a, b) in enumerate(zip(first.input_ids[:limit], second.input_ids[:limit], strict=False)):
         if a != b:
@@ -86,15 +104,24 @@ def _common(first: EncodedChat, second: EncodedChat) -> int:
 def _split(
     order: Sequence[int], shared: Sequence[int], chats: Sequence[EncodedChat], start: int, end: int
 ) -> list[tuple[int, int]]:
-    """Cut a sorted run wherever the least is shared, and on, as long as that saves more tokens than it costs.
+    """Cut ``order[start:end]`` where the fewest tokens are shared, and the parts likewise, as long as that saves more
+    tokens than it costs.
 
-    ``shared[i]`` is what the ``i``-th in order shares with the one before it.
+    Args:
+        order: the indices of the chats, sorted by their tokens.
+        shared: for each chat in ``order``, how many tokens it shares with the chat before it.
+        chats: all chats.
+        start: the beginning of the run.
+        end: the end of the run.
+
+    Returns:
+        The start and the end of each part.
     """
     inner = shared[start + 1 : end]
     if not inner:
         return [(start, end)] if end > start else []
     least = min(inner)
-    cuts = [start, *(place for place in range(start + 1, end) if shared[place] == least), end]
+    cuts = [start, *(cut for cut in range(start + 1, end) if shared[cut] == least), end]
     parts = [part for first, last in pairwise(cuts) for part in _split(order, shared, chats, first, last)]
 
     def saved(first: int, last: int) -> int:

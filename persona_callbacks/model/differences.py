@@ -1,4 +1,4 @@
-"""Projection differences: how much further training responses lie along persona vectors than the model's own."""
+"""Projection differences: how much further training responses lie along persona vectors than the base model's own."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from persona_callbacks.chats import EncodedChat
-from persona_callbacks.model import residual
 from persona_callbacks.model.activations import activations, projections
 from persona_callbacks.model.batching import BatchLimits
 from persona_callbacks.model.generation import Sampling, own_responses
 from persona_callbacks.model.loading import LoadedModel
+from persona_callbacks.model.modes import base_model
 from persona_callbacks.vectors import PersonaVector
 
 
@@ -22,23 +22,26 @@ def projection_difference(
     layers: Sequence[Sequence[int]] | None = None,
     limits: BatchLimits | None = None,
 ) -> Tensor:
-    """How much further each training response lies along every persona vector than the base model's own response to the
-    same prompt, both averaged over their tokens (6.1). Never steered; adapters are disabled.
+    """Compute how much further each training response lies along every persona vector than the base model's own
+    response to the same prompt, each averaged over its tokens (6.1).
+
+    The model is neither steered nor changed by adapters, which are disabled meanwhile.
 
     Args:
         loaded: a causal language model with its tokenizer, bare or with adapters.
-        chats: training data; the response is each chat's last.
-        vectors: to project on.
-        sampling: how the model's own responses are generated, and the batch size of all passes.
-        layers: for each vector the layers at which to project, as many for all; by default its chosen layer.
-        limits: of the passes that read activations; by default the sampling's batch size.
+        chats: the training data; of each chat, the last response counts.
+        vectors: the persona vectors to project on.
+        sampling: how the base model's own responses are generated.
+        layers: for each vector the layers at which to project, equally many for all vectors; by default its chosen
+            layer.
+        limits: how large a forward pass that reads activations may be; by default the sampling's batch size.
 
     Returns:
         ``[chats, vectors, layers]`` float32 on the model's device, in activation units.
     """
-    with residual.base_model(loaded.model):
+    with base_model(loaded.model):
         own = own_responses(loaded, chats, sampling)
-        # In one call: a chat's prompt is shared by its two responses and run once.
+        # One call for both, so that the prompt that the two responses to it share is run once.
         both = projections(
             loaded, [*chats, *own], vectors, "response_mean", layers, limits or BatchLimits(sampling.batch_size)
         )
@@ -51,14 +54,22 @@ def approximate_difference(
     vectors: Sequence[PersonaVector],
     limits: BatchLimits,
 ) -> Tensor:
-    """The projection difference without generation: the response's mean projection less that of the prompt's last
-    token, which stands for what the base model was about to say (Appendix I). Never steered; adapters are disabled.
+    """Approximate the projection difference without generation (Appendix I): the mean projection of the response minus
+    the projection of the prompt's last token, which stands for what the base model was about to say.
+
+    The model is neither steered nor changed by adapters, which are disabled meanwhile.
+
+    Args:
+        loaded: a causal language model with its tokenizer, bare or with adapters.
+        chats: the training data; of each chat, the last response counts.
+        vectors: the persona vectors to project on, each at its chosen layer.
+        limits: how large a forward pass may be.
 
     Returns:
         ``[chats, vectors]`` float32 on the model's device, in activation units.
     """
     layers = sorted({vector.layer for vector in vectors})
-    with residual.base_model(loaded.model):
+    with base_model(loaded.model):
         read = activations(loaded, chats, layers, ["response_mean", "prompt_last"], limits)
     differences = (read[:, 0] - read[:, 1])[:, [layers.index(vector.layer) for vector in vectors]]
     units = torch.stack([vector.unit_direction() for vector in vectors]).to(differences.device)

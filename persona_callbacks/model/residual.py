@@ -1,7 +1,7 @@
-"""The residual stream: the one place that finds a model's blocks and attaches reading and writing to them.
+"""Reading and writing the residual stream: the only module that attaches hooks to a model.
 
-Layer 0 is what enters the first block, layer ``i`` what leaves block ``i`` (counted from 1). Reads see writes: a
-writer's hook always runs before a reader's at the same layer.
+Layer 0 is what enters the first block; layer ``i`` is what leaves block ``i``, counted from 1. Readers see what writers
+wrote, because a writer's hook always runs before a reader's at the same layer.
 """
 
 import copy
@@ -11,97 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from persona_callbacks.errors import InputError
-
-LanguageModel = PreTrainedModel | PeftModel
-"""A causal language model, bare or with adapters."""
+from persona_callbacks.model.architecture import decoder_blocks, device_of, pretrained_model
 
 _Edit = Callable[[Tensor], Tensor | None]
 
 _suspended = 0
-"""How many :func:`unsteered` blocks are open; a writer is off in those opened after it was attached."""
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """Depth and width of a model's residual stream, and the name or path it was loaded from."""
-
-    num_layers: int
-    hidden_size: int
-    model_id: str
-
-
-def find_language_model(module: nn.Module) -> LanguageModel:
-    """The causal language model in a module: the outermost transformers or PEFT model, and of several the one with
-    weights to train.
-
-    Raises:
-        InputError: there is none, or more than one is trained.
-    """
-    found: dict[str, LanguageModel] = {}
-    for name, child in module.named_modules():
-        inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
-        if isinstance(child, (PreTrainedModel, PeftModel)) and not inside:
-            found[name] = child
-    trained = {name: m for name, m in found.items() if any(p.requires_grad for p in m.parameters())}
-    candidates = trained or found
-    if len(candidates) != 1:
-        raise InputError(
-            f"{type(module).__name__}: expected one transformers (or PEFT) model in it that is trained, found"
-            f" {', '.join(sorted(candidates)) or 'none'}"
-        )
-    return next(iter(candidates.values()))
-
-
-def dimensions(model: nn.Module) -> Dimensions:
-    """Depth and width of the model.
-
-    Raises:
-        InputError: its blocks cannot be found.
-    """
-    config = _base(model).config
-    text_config = config.get_text_config()
-    return Dimensions(len(_blocks(model)), text_config.hidden_size, config.name_or_path or "")
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's inputs."""
-    return next(model.parameters()).device
-
-
-def _base(model: nn.Module) -> PreTrainedModel:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, PreTrainedModel):
-        raise InputError(f"expected a transformers or PEFT model, found {type(base).__name__}")
-    return base
-
-
-def _blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks: the list of modules that is as long as the configured depth, nearest to the root."""
-    base = _base(model)
-    depth = getattr(base.config.get_text_config(), "num_hidden_layers", None)
-    lists = [
-        (name, child)
-        for name, child in base.named_modules()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    if not lists:
-        raise InputError(
-            f"{type(base).__name__}: no list of {depth} decoder blocks found; expected a decoder-only transformer"
-        )
-    return min(lists, key=lambda item: item[0].count("."))[1]
+"""The number of open :func:`unsteered` blocks. A writer is off in the blocks that opened after it was attached."""
 
 
 def _attach(blocks: nn.ModuleList, layer: int, edit: _Edit, *, first: bool) -> RemovableHandle:
-    """Call ``edit`` with the stream ``[batch, length, hidden_size]`` at a layer; what it returns replaces it."""
+    """Call ``edit`` with the stream ``[batch, length, hidden_size]`` at a layer; a tensor that it returns replaces the
+    stream. With ``first``, the hook runs before those that are there already.
+    """
     if layer == 0:
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -128,11 +54,21 @@ class _LastLayerRead(Exception):  # noqa: N818, no error
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Tokens that begin several sequences, run through a model once.
+    """The tokens that several sequences begin with, after one pass through a model.
 
     Attributes:
-        length: how many tokens.
-        hidden: by layer, the residual stream ``[length, hidden_size]`` at those tokens.
+        length: the number of tokens.
+        hidden: for each layer that is read, the residual stream ``[length, hidden_size]`` float32 at these tokens.
+        cache: the keys and values at these tokens.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2)).eval()
+        >>> with torch.no_grad():
+        ...     prefix = share_prefix(model, [5, 6, 7], layers=[1])
+        >>> prefix.length, prefix.hidden[1].shape
+        (3, torch.Size([3, 8]))
     """
 
     length: int
@@ -140,26 +76,30 @@ class SharedPrefix:
     cache: DynamicCache
 
     def repeated(self, rows: int) -> DynamicCache:
-        """The keys and values of the prefix for a batch of ``rows``, to go on from once."""
+        """Return a copy of the keys and values for a batch of ``rows`` sequences, for one pass that continues them."""
         cache = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(rows)
         return cache
 
 
 def share_prefix(model: nn.Module, input_ids: Sequence[int], layers: Sequence[int] | None) -> SharedPrefix | None:
-    """Run a prefix. ``None`` if there is nothing to share, or if the model keeps a state other than keys and values.
+    """Run the tokens that several sequences begin with through a model.
 
     Args:
-        model: a causal language model, steered as the passes that go on from it will be.
+        model: a causal language model, steered in the same way as the passes that will continue the prefix.
         input_ids: the tokens of the prefix.
-        layers: the layers to be read; the ones above are not run, and cannot be gone on to. All if ``None``.
+        layers: the layers to read. The blocks above the highest of them are not run, and the passes that continue the
+            prefix cannot run them either. With ``None``, all blocks are run and no layer is read.
+
+    Returns:
+        The prefix, or ``None`` if it has no tokens or if the model keeps a state other than keys and values.
     """
     if not input_ids:
         return None
-    cache = DynamicCache(config=_base(model).config)
+    cache = DynamicCache(config=pretrained_model(model).config)
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
         return None
-    blocks = _blocks(model)
+    blocks = decoder_blocks(model)
     hidden: dict[int, Tensor] = {}
 
     def keeper(layer: int) -> _Edit:
@@ -187,8 +127,8 @@ def read(
     layers: Sequence[int],
     prefix: SharedPrefix | None = None,
 ) -> Tensor:
-    """Weighted sums of the residual stream over tokens, in float32. The layers above the highest of ``layers`` and the
-    language-model head are not run.
+    """Compute weighted sums of the residual stream over tokens, in float32. The blocks above the highest of ``layers``
+    and the language-model head are not run.
 
     Args:
         model: a causal language model, bare or PEFT-wrapped.
@@ -196,12 +136,12 @@ def read(
         attention_mask: ``[batch, length]``.
         weights: ``[positions, batch, length]`` float32; each row sums to 1 over the tokens to average.
         layers: the layers to read.
-        prefix: what every row begins with, if it was run already, up to these layers.
+        prefix: the tokens that every row begins with, if they were run up to these layers already.
 
     Returns:
         ``[batch, positions, len(layers), hidden_size]`` float32 on the model's device.
     """
-    blocks = _blocks(model)
+    blocks = decoder_blocks(model)
     last = max(layers)
     start = prefix.length if prefix is not None else 0
     sums: dict[int, Tensor] = {}
@@ -235,7 +175,7 @@ def read(
 
 @contextmanager
 def unsteered() -> Iterator[None]:
-    """Switch every :class:`ResidualWriter` off inside the block, except one that is attached there."""
+    """Switch every :class:`ResidualWriter` off inside the block, except those that are attached inside it."""
     global _suspended
     _suspended += 1
     try:
@@ -244,55 +184,45 @@ def unsteered() -> Iterator[None]:
         _suspended -= 1
 
 
-@contextmanager
-def probing(model: nn.Module) -> Iterator[None]:
-    """Run the model without gradients, dropout or steering inside the block, and leave no trace of it.
-
-    ``no_grad`` and not ``inference_mode``: some models keep tensors they make in a forward pass (rotary tables that
-    grow with the length), and an inference tensor kept so would break the next training step.
-    """
-    training = [module for module in model.modules() if module.training]
-    with torch.no_grad(), unsteered():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-
-@contextmanager
-def base_model(model: nn.Module) -> Iterator[None]:
-    """Disable every adapter inside the block: the model is the base model. Without adapters, nothing changes."""
-    adapters = [
-        module
-        for module in model.modules()
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and not module.disable_adapters
-    ]
-    # PEFT switches requires_grad along with the adapter; which weights are trained is not ours to change.
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for adapter in adapters:
-            adapter.enable_adapters(False)
-        yield
-    finally:
-        for adapter in adapters:
-            adapter.enable_adapters(True)
-        for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
-
-
 class ResidualWriter:
-    """Changes the residual stream at chosen layers while it is active: adds a vector, or removes the component within a
-    subspace; at every token, at marked ones, or only at the last one of each pass, which in generation are the tokens
-    that a response is made from.
+    """Changes the residual stream at chosen layers while it is active.
 
-    Attach it before the model's first compiled forward; :meth:`remove` leaves the model as it was. An addition of zeros
-    is not run at all, so that it is bitwise a no-op.
+    It adds a vector, or removes the component within a subspace. It does so at every token, at marked tokens, or only
+    at the last token of each pass; in generation, the last tokens are those that a response is generated from.
+
+    Attach the writer before the model's first compiled forward pass. :meth:`remove` leaves the model as it was. An
+    addition of zeros does not run at all, so that it is bitwise a no-op.
+
+    Attributes:
+        active: whether forward passes are changed; ``False`` at first.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2)).eval()
+        >>> ids = torch.tensor([[1, 2, 3]])
+        >>> before = model(ids).logits
+        >>> writer = ResidualWriter(model, layers=[1])
+        >>> writer.write({1: torch.ones(8)})
+        >>> writer.active = True
+        >>> torch.equal(model(ids).logits, before)
+        False
+        >>> writer.remove()
+        >>> torch.equal(model(ids).logits, before)
+        True
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int], *, last_token_only: bool = False) -> None:
-        """Attach to ``layers``, inactive and with nothing to write."""
+        """Attach to the model, inactive and with nothing to write.
+
+        Args:
+            model: a causal language model, bare or PEFT-wrapped.
+            layers: the layers that may be written to.
+            last_token_only: write at the last token of each pass only.
+
+        Raises:
+            InputError: the model's decoder blocks cannot be found.
+        """
         self.active = False
         self._last_token_only = last_token_only
         self._attached_at = _suspended
@@ -301,15 +231,15 @@ class ResidualWriter:
         self._written: frozenset[int] = frozenset()
         self._mask: Tensor | None = None
         self._changed: dict[int, Tensor] | None = {}
-        blocks = _blocks(model)
+        blocks = decoder_blocks(model)
         self._handles = [_attach(blocks, layer, self._editor(layer), first=True) for layer in layers]
 
     def write(self, additions: Mapping[int, Tensor]) -> None:
-        """Set what is added: per layer ``[hidden_size]``, in activation units. Never call it between a forward pass and
-        its backward pass, which may run the forward again.
+        """Set what is added: for each layer ``[hidden_size]``, in activation units. Do not call it between a forward
+        pass and its backward pass, which may run the forward pass again.
         """
         for layer, addition in additions.items():
-            # In place, so that a compiled block, which holds on to the tensor, adds the new values.
+            # In place, because a compiled block keeps the tensor itself and is to add the new values.
             if layer in self._additions:
                 self._additions[layer].copy_(addition)
             else:
@@ -317,21 +247,22 @@ class ResidualWriter:
         self._written = frozenset(layer for layer, addition in additions.items() if addition.any())
 
     def ablate(self, bases: Mapping[int, Tensor]) -> None:
-        """Set what is removed in place of adding: per layer the component within the span of the orthonormal columns of
-        ``[hidden_size, rank]``.
+        """Set what is removed instead of adding: for each layer, the component within the span of the orthonormal
+        columns of ``[hidden_size, rank]``.
         """
         self._bases = dict(bases)
         self._written = frozenset(bases)
 
     def only_at(self, mask: Tensor | None) -> None:
-        """Write only where ``mask`` is true, ``[batch, length]`` bool, in passes of that shape; at every token if
-        ``None``.
+        """Write only at the tokens where ``mask``, ``[batch, length]`` bool, is true, and only in passes of that shape.
+        With ``None``, write at every token of every pass.
         """
         self._mask = None if mask is None else mask.unsqueeze(-1)
 
     def silent_layers(self) -> list[int] | None:
-        """Layers with something to write that no forward pass has changed since the writer was attached; ``None`` after
-        the first such check, which ends the bookkeeping.
+        """Return the layers that have something to write but that no forward pass has changed since the writer was
+        attached. The first check with something to write ends the bookkeeping; later ones return ``None``, as do those
+        before there is anything to write.
         """
         if self._changed is None or not self._written:
             return None
@@ -373,8 +304,12 @@ class ResidualWriter:
 
 @contextmanager
 def steered(model: nn.Module, additions: Mapping[int, Tensor], *, last_token_only: bool = False) -> Iterator[None]:
-    """Steer every forward pass inside the block: per layer, ``[hidden_size]`` is added at every token, or only at the
-    last one of each pass.
+    """Steer every forward pass inside the block.
+
+    Args:
+        model: a causal language model, bare or PEFT-wrapped.
+        additions: what to add, for each layer ``[hidden_size]``, in activation units.
+        last_token_only: add it at the last token of each pass only, instead of at every token.
     """
     writer = ResidualWriter(model, sorted(additions), last_token_only=last_token_only)
     writer.write(additions)
@@ -386,31 +321,54 @@ def steered(model: nn.Module, additions: Mapping[int, Tensor], *, last_token_onl
 
 
 class BatchReader:
-    """Reads the mean residual stream over marked tokens of each forward pass that happens anyway.
+    """Reads the mean residual stream over marked tokens in forward passes that happen anyway.
 
-    Attached to the layers given; reads only between :meth:`start` and :meth:`take`, keeps the last pass (a pass that is
-    run again in backward replaces itself), and moves nothing off the device.
+    It reads only between :meth:`start` and :meth:`take`, and keeps the last pass; a pass that runs again in backward
+    replaces its own reading. It moves nothing off the device.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2)).eval()
+        >>> reader = BatchReader(model, layers=[1, 2])
+        >>> reader.start(torch.tensor([[False, True, True]]))
+        >>> logits = model(torch.tensor([[1, 2, 3]])).logits
+        >>> reader.take().shape
+        torch.Size([2, 8])
+        >>> reader.remove()
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int], *, each_row: bool = False) -> None:
-        """Attach to ``layers``: to read one mean over the batch, or, for a loss on them, one for each row, with
-        gradients.
+        """Attach to the model.
+
+        Args:
+            model: a causal language model, bare or PEFT-wrapped.
+            layers: the layers to read.
+            each_row: read a mean for each row of the batch, with gradients, so that a loss can be computed from it;
+                otherwise one mean over all marked tokens of the batch, without gradients.
+
+        Raises:
+            InputError: the model's decoder blocks cannot be found.
         """
         self._layers = tuple(layers)
         self._each_row = each_row
         self._mask: Tensor | None = None
         self._means: dict[int, Tensor] = {}
-        blocks = _blocks(model)
+        blocks = decoder_blocks(model)
         self._handles = [_attach(blocks, layer, self._reader(layer), first=False) for layer in self._layers]
 
     def start(self, mask: Tensor) -> None:
-        """Read the next passes whose tokens are ``mask``'s: ``[batch, length]`` bool, on the model's device."""
+        """Read the next passes where ``mask`` is true: ``[batch, length]`` bool, on the model's device."""
         self._mask = mask
         self._means = {}
 
     def take(self) -> Tensor | None:
-        """Stop, and return ``[len(layers), hidden_size]`` float32, NaN where no token was marked; for each row
-        ``[batch, len(layers), hidden_size]``, 0 where none was. ``None`` when no pass of the mask's shape was seen.
+        """Stop reading, and return the means of the last pass.
+
+        Returns:
+            ``[len(layers), hidden_size]`` float32, NaN where no token was marked; with ``each_row``
+            ``[batch, len(layers), hidden_size]``, 0 in the rows where no token was marked. ``None`` if there was no
+            pass of the mask's shape.
         """
         means, self._mask, self._means = self._means, None, {}
         if len(means) < len(self._layers):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from persona_callbacks.chats import EncodedChat, pad, pad_token
-from persona_callbacks.model import LoadedModel, residual
+from persona_callbacks.model import LoadedModel, base_model, device_of, probing, residual
 from persona_callbacks.steering.solving import nonnegative_minimum, pushes
 from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions, steering_additions, steering_layers
 
@@ -56,11 +56,11 @@ def likelihoods_under_steering(
         batch_size: chats per forward pass.
         advance: called after each combination.
     """
-    device = residual.device_of(loaded.model)
+    device = device_of(loaded.model)
     steered_layers = sorted({layer for chosen in steering_layers(vectors, layers).values() for layer in chosen})
     ordered = sorted(chats, key=lambda chat: len(chat.input_ids))
     sums = torch.zeros(len(coefficients), 2, dtype=torch.float64)
-    with residual.base_model(loaded.model), residual.probing(loaded.model):
+    with base_model(loaded.model), probing(loaded.model):
         writer = residual.ResidualWriter(loaded.model, steered_layers)
         writer.active = True
         try:

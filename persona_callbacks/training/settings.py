@@ -18,7 +18,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings
 from persona_callbacks.files import file_fingerprint
 from persona_callbacks.judging import Judge
-from persona_callbacks.model import LoadedModel, ModelSource, residual
+from persona_callbacks.model import LoadedModel, ModelSource, dimensions
 from persona_callbacks.screening import screened_data
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
@@ -269,7 +269,7 @@ class StudySettings:
         Raises:
             InputError: a vector of another model, or a setting of a callback that cannot be used.
         """
-        shape = residual.dimensions(loaded.model)
+        shape = dimensions(loaded.model)
         for vector in self.vectors:
             vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
         if self.vectors:

@@ -12,7 +12,7 @@ from transformers import TextStreamer
 
 from persona_callbacks import InputError, PersonaVector
 from persona_callbacks.chats import encode_prompt
-from persona_callbacks.model import LoadedModel, Sampling, residual, stream_response, with_adapter
+from persona_callbacks.model import LoadedModel, Sampling, base_model, stream_response, with_adapter
 
 MESSAGES = [{"role": "user", "content": QUESTIONS[1]}]
 
@@ -80,7 +80,7 @@ def test_adapter_is_put_on_or_refused(tokenizer, tmp_path):
         before = loaded.model(input_ids=ids).logits
         tuned = with_adapter(loaded, fits)
         assert not torch.allclose(before, tuned.model(input_ids=ids).logits, atol=1e-3)
-        with residual.base_model(tuned.model):
+        with base_model(tuned.model):
             assert torch.equal(before, tuned.model(input_ids=ids).logits)
     with pytest.raises(InputError, match="nowhere: no adapter folder"):
         with_adapter(loaded, tmp_path / "nowhere")

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
 from persona_callbacks.chats import encode_prompt
-from persona_callbacks.model import residual
+from persona_callbacks.model import base_model, residual
 from persona_callbacks.vectors import incremental_directions
 
 
@@ -49,7 +49,7 @@ def test_shift_equals_slow_reference(peft, every_layer, tokenizer, tmp_path):
             read = [slow_reference(lm.eval(), chat, layer, "prompt_last") for chat in chats]
             return (sum(read) / len(read) @ direction / direction.norm()).item()
 
-        with residual.base_model(before):
+        with base_model(before):
             base = mean_projection(before)
         start, end = mean_projection(before), mean_projection(model)
         scale = abs(end) + abs(base)
@@ -58,7 +58,7 @@ def test_shift_equals_slow_reference(peft, every_layer, tokenizer, tmp_path):
         assert monitor.readings[-1].projection[vector.trait] == pytest.approx(end, rel=1e-4)
         assert abs(end - base) > 1e-2 * scale, "the test needs a shift"
         layers = range(1, vector.num_layers) if every_layer else []  # the reference's last row is normed
-        with residual.base_model(before):
+        with base_model(before):
             bases = [mean_projection(before, layer) for layer in layers]
         shifts = [mean_projection(model, layer) - at for layer, at in zip(layers, bases, strict=True)]
         read = monitor.readings[-1].shift_by_layer.get(vector.trait, [])

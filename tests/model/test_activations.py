@@ -5,7 +5,7 @@ import torch
 from builders import FAMILIES, QUESTIONS, make_vector, slow_reference, tiny_model
 
 from persona_callbacks.chats import Chat, encode_chat, encode_prompt
-from persona_callbacks.model import BatchLimits, LoadedModel, activations, projections, residual
+from persona_callbacks.model import BatchLimits, LoadedModel, activations, base_model, projections
 from persona_callbacks.vectors import POSITIONS
 
 ANSWERS = ("I am a very helpful friend.", "No.", "Because I say so, and nobody may ask twice.", "Hm", "Some flowers!")
@@ -98,7 +98,7 @@ def test_base_model_disables_adapters_and_restores_what_is_trained(tokenizer):
     trained = [parameter.requires_grad for parameter in wrapped.parameters()]
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        with residual.base_model(wrapped):
+        with base_model(wrapped):
             assert torch.equal(wrapped(input_ids=ids).logits, bare(input_ids=ids).logits)
         assert not torch.allclose(wrapped(input_ids=ids).logits, bare(input_ids=ids).logits)
     assert trained == [parameter.requires_grad for parameter in wrapped.parameters()]

@@ -1,0 +1,108 @@
+"""What the library needs to know about a model's architecture: its decoder blocks, its depth and its width."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from persona_callbacks.errors import InputError
+
+LanguageModel = PreTrainedModel | PeftModel
+"""A causal language model, bare or with adapters."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The depth and width of a model's residual stream.
+
+    Attributes:
+        num_layers: the number of decoder blocks, so that layers go from 0 to ``num_layers``.
+        hidden_size: the width of the residual stream.
+        model_id: the name or path that the model was loaded from; empty if it is not known.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=3))
+        >>> dimensions(model)
+        Dimensions(num_layers=3, hidden_size=8, model_id='')
+    """
+
+    num_layers: int
+    hidden_size: int
+    model_id: str
+
+
+def find_language_model(module: nn.Module) -> LanguageModel:
+    """Find the causal language model inside a module, such as a LightningModule.
+
+    Of nested models, the outermost transformers or PEFT model counts. Of several models side by side, the one that has
+    weights to train counts.
+
+    Raises:
+        InputError: the module holds no such model, or more than one is trained.
+    """
+    outermost: dict[str, LanguageModel] = {}
+    for name, child in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") or not outer for outer in outermost)
+        if isinstance(child, (PreTrainedModel, PeftModel)) and not inside:
+            outermost[name] = child
+    trained = {name: m for name, m in outermost.items() if any(p.requires_grad for p in m.parameters())}
+    candidates = trained or outermost
+    if len(candidates) != 1:
+        raise InputError(
+            f"{type(module).__name__}: expected one transformers (or PEFT) model in it that is trained, found"
+            f" {', '.join(sorted(candidates)) or 'none'}"
+        )
+    return next(iter(candidates.values()))
+
+
+def dimensions(model: nn.Module) -> Dimensions:
+    """Return the depth and width of a causal language model, bare or PEFT-wrapped.
+
+    Raises:
+        InputError: ``model`` is no transformers or PEFT model, or its decoder blocks cannot be found.
+    """
+    config = pretrained_model(model).config
+    text_config = config.get_text_config()
+    return Dimensions(len(decoder_blocks(model)), text_config.hidden_size, config.name_or_path or "")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that the model expects its inputs on."""
+    return next(model.parameters()).device
+
+
+def pretrained_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model, without a PEFT wrapper around it.
+
+    Raises:
+        InputError: ``model`` is neither a transformers nor a PEFT model.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        raise InputError(f"expected a transformers or PEFT model, found {type(base).__name__}")
+    return base
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """Return the decoder blocks: of the module lists that are as long as the configured depth, the one nearest to the
+    root.
+
+    Raises:
+        InputError: ``model`` is no transformers or PEFT model, or has no such list.
+    """
+    base = pretrained_model(model)
+    depth = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    lists = [
+        (name, child)
+        for name, child in base.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if not lists:
+        raise InputError(
+            f"{type(base).__name__}: no list of {depth} decoder blocks found; expected a decoder-only transformer"
+        )
+    return min(lists, key=lambda item: item[0].count("."))[1]
