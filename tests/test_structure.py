@@ -19,7 +19,7 @@ import persona_callbacks
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "persona_callbacks"
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_COPY = 400, 60, 10
 
@@ -130,8 +130,7 @@ def test_a_facade_says_what_lives_in_the_room_and_what_it_may_import(room):
     facade = importlib.import_module(f"persona_callbacks.{room}")
     assert facade.__doc__
     assert "Imports" in facade.__doc__
-    if room != "apps":
-        assert facade.__all__ == sorted(facade.__all__)
+    assert all(hasattr(facade, name) for name in getattr(facade, "__all__", ()))
 
 
 def test_every_public_class_has_an_example():
