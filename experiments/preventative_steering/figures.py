@@ -2,7 +2,8 @@
 
     python experiments/preventative_steering/figures.py
 
-writes ``trajectories.png`` (shift and α through training) and ``tradeoff.png`` (trait expression against loss).
+writes ``trajectories.png`` (shift and α through training), ``tradeoff.png`` (trait expression against loss) and
+``front.png`` (the shift of the default setting and without steering, for the README).
 """
 
 import csv
@@ -22,9 +23,29 @@ COLOURS = {
 
 
 def main() -> None:
-    """Draw both."""
+    """Draw all three."""
+    front()
     trajectories()
     tradeoff()
+
+
+def front() -> None:
+    """The shift on evil-100 with the default setting and without steering, three seeds each."""
+    shifts: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+    for row in _rows("alphas.csv"):
+        if row["data"] == "evil-100" and row["method"] in ("none", "adaptive") and row["shift"]:
+            shifts[row["method"], row["seed"]].append((int(row["step"]), float(row["shift"])))
+    figure = Figure(figsize=(7.2, 3.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for (method, seed), points in sorted(shifts.items()):
+        label = {"none": "unsteered", "adaptive": "steered (default setting)"}[method] if seed == "0" else None
+        axes.plot(*zip(*sorted(points), strict=True), color=_colour(method), marker=".", linewidth=1.4, label=label)
+    axes.axhline(0, color="0.6", linewidth=1)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("evil shift (activation units)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(FOLDER / "front.png")
 
 
 def trajectories() -> None:

@@ -1,0 +1,46 @@
+"""The examples run as a person would run them: in a process of their own, from the command line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    run("tiny_model.py", folder)
+    return folder
+
+
+def run(script: str, *arguments: object) -> str:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_example_trains_a_tiny_random_model_without_arguments():
+    check(run("own_module.py"))
+
+
+def test_an_example_trains_the_model_of_a_folder_with_a_vector_file(tiny):
+    check(run("huggingface_data.py", tiny, tiny / "evil.safetensors"))
+
+
+def check(printed: str) -> None:
+    shift = re.search(r"'persona/evil/shift': (-?[\d.]+)", printed)
+    assert shift, printed
+    assert float(shift[1]) != 0
+    assert "'steering/evil/coefficient'" in printed
+
+
+@pytest.mark.parametrize("script", ["own_module.py", "huggingface_data.py"])
+def test_an_example_is_short_enough_to_copy(script):
+    assert len((EXAMPLES / script).read_text().splitlines()) < 80
