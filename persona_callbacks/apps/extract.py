@@ -22,10 +22,12 @@ from persona_callbacks.extraction import (
     Extraction,
     ExtractionSettings,
     Steered,
+    cosine_figure,
+    curve_figure,
     extract,
+    layer_figure,
     steered_expression,
 )
-from persona_callbacks.extraction.figures import cosine_figure, curve_figure, layer_figure
 from persona_callbacks.files import append_lines, atomic_write
 from persona_callbacks.judging import ContrastiveJudge
 from persona_callbacks.model import Generator, LoadedModel

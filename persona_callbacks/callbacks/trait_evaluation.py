@@ -34,7 +34,13 @@ _COLUMNS = [field.name for field in fields(JudgedAnswer)]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Trait expression of one trait after ``step`` optimizer steps."""
+    """Trait expression of one trait after ``step`` optimizer steps.
+
+    Example:
+        >>> from persona_callbacks.judging import Expression, Score
+        >>> Evaluation(10, "evil", Expression.of([Score(20.0), Score(40.0)])).expression.mean
+        30.0
+    """
 
     step: int
     trait: str

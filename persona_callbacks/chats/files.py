@@ -34,6 +34,12 @@ class Row:
         place: where its file finds it again.
         chat: ``None`` if it cannot be used.
         problem: why not, in words; empty otherwise.
+
+    Example:
+        >>> from persona_callbacks.chats import BENIGN, open_chat_file
+        >>> row = next(open_chat_file(BENIGN).rows())
+        >>> row.problem, row.chat.messages[-1]["role"]
+        ('', 'assistant')
     """
 
     line: int
@@ -48,6 +54,12 @@ class ChatFile(Protocol):
     Attributes:
         path: the file or folder.
         suffix: of a copy of it; empty for a folder.
+
+    Example:
+        >>> from persona_callbacks.chats import BENIGN, open_chat_file
+        >>> file = open_chat_file(BENIGN)
+        >>> next(file.rows()).line
+        1
     """
 
     path: Path

@@ -10,6 +10,7 @@ from persona_callbacks.extraction.extraction import (
     load_extraction,
     persona_vector,
 )
+from persona_callbacks.extraction.figures import cosine_figure, curve_figure, layer_figure
 from persona_callbacks.extraction.layer_choice import (
     Steered,
     best_layer,
@@ -33,10 +34,13 @@ __all__ = [
     "best_layer",
     "candidate_layers",
     "coherence",
+    "cosine_figure",
+    "curve_figure",
     "extract",
     "generate_responses",
     "judge_responses",
     "kinds",
+    "layer_figure",
     "load_extraction",
     "persona_vector",
     "steered_expression",

@@ -28,6 +28,12 @@ class Separation:
         cohens_d: the gap between the two kinds along that direction, in standard deviations; mean of both halves.
         split_half_cosine: cosine between the directions of the two halves: how much of the direction is the trait's
             and not the sample's.
+
+    Example:
+        >>> import torch
+        >>> perfect = Separation(auc=torch.ones(2), cohens_d=torch.full((2,), 3.0), split_half_cosine=torch.ones(2))
+        >>> perfect.auc.tolist()
+        [1.0, 1.0]
     """
 
     auc: Tensor

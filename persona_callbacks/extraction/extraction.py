@@ -59,6 +59,13 @@ class Extraction:
         settings: how the vectors were extracted.
         responses: file of all responses and their scores, JSONL.
         sweep: the answers of a steering sweep, layer by layer; empty if there was no sweep.
+
+    Example:
+        >>> import torch
+        >>> vector = PersonaVector("evil", torch.randn(5, 8), layer=2, model_id="tiny")
+        >>> extraction = Extraction({"response_mean": vector}, ExtractionSettings(), Path("responses.jsonl"))
+        >>> extraction.vector.trait
+        'evil'
     """
 
     vectors: Mapping[Position, PersonaVector]

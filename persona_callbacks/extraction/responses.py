@@ -65,6 +65,11 @@ class Judged:
         scores: the judge's score of each response.
         kept: indices of the responses that are kept.
         calibration: of the contrastive judge, if it scored the responses.
+
+    Example:
+        >>> judged = Judged((), (), (), calibration=None)
+        >>> judged.counts.trait
+        0
     """
 
     responses: tuple[Response, ...]

@@ -80,6 +80,10 @@ class ExtractionJob:
         trait: the trait.
         settings: how its vector is extracted.
         console: where progress is shown.
+
+    Example:
+        >>> sorted(field for field in ExtractionJob.__dataclass_fields__ if field in ("loaded", "trait"))
+        ['loaded', 'trait']
     """
 
     loaded: LoadedModel

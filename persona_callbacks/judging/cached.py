@@ -17,6 +17,18 @@ class CachedJudge:
     """Keeps another judge's scores in a JSONL file, by what was judged; asks it only for what is not there.
 
     Answers that could not be scored are asked for again the next time. A line cut short by an interruption is removed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from persona_callbacks.judging import Answer, Score
+        >>> class Shouting:
+        ...     name = "shouting"
+        ...     def score(self, answers, advance=lambda done: None):
+        ...         return [Score(100.0 if answer.response.isupper() else 0.0) for answer in answers]
+        >>> judge = CachedJudge(Shouting(), Path(tempfile.mkdtemp()) / "scores.jsonl")
+        >>> judge.score([Answer("Why?", "BECAUSE!")])[0].expression
+        100.0
     """
 
     def __init__(self, judge: Judge, file: Path) -> None:

@@ -74,7 +74,12 @@ class Likelihoods:
 
 
 class ContrastiveJudge:
-    """Judges by the base model's own likelihoods, calibrated on contrastive responses."""
+    """Judges by the base model's own likelihoods, calibrated on contrastive responses.
+
+    Example:
+        >>> def judge_of(loaded: LoadedModel, trait: Trait, vector: PersonaVector) -> ContrastiveJudge:
+        ...     return ContrastiveJudge.of_vector(loaded, trait, vector)
+    """
 
     def __init__(self, loaded: LoadedModel, trait: Trait, calibration: Calibration, pairs: int = 2) -> None:
         """Judge by ``pairs`` instruction pairs a response: more is slower and steadier."""

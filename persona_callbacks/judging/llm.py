@@ -39,6 +39,14 @@ class LlmJudge:
         trait: its rubric is the prompt.
         max_requests: spending cap over the judge's life; answers beyond it are not scored.
         concurrency: requests at a time.
+
+    Example:
+        >>> from persona_callbacks import Trait
+        >>> from persona_callbacks.model import Endpoint
+        >>> trait = Trait("loud", "Shouting.", (), (), (), rubric="Is it loud, 0 to 100? {question} {response}")
+        >>> judge = LlmJudge(Endpoint("http://localhost:8000/v1", "my-model"), trait, max_requests=100)
+        >>> judge.requests
+        0
     """
 
     def __init__(self, endpoint: Endpoint, trait: Trait, max_requests: int = 10_000, concurrency: int = 8) -> None:

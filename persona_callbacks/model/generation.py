@@ -107,6 +107,10 @@ class VllmGenerator:
 
     Raises:
         InputError: vLLM is not installed.
+
+    Example:
+        >>> VllmGenerator.name
+        'vllm'
     """
 
     name = "vllm"

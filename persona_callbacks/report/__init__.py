@@ -1,4 +1,7 @@
-"""One self-contained HTML page about one or many fine-tuning runs."""
+"""One self-contained HTML page about one or many fine-tuning runs.
+
+Imports `screening`, `judging`, `vectors` and what lies below them.
+"""
 
 from persona_callbacks.report.page import write_report
 from persona_callbacks.report.runs import Run, find_runs

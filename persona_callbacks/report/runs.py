@@ -34,6 +34,12 @@ class Run:
         answers: to evaluation questions, if trait expression was evaluated.
         shift_by_layer: by trait and step, the shift at layer 1, 2, ...; empty unless every layer was read.
         vectors: that lie beside it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> run = Run("steered", Path("."), {"persona/evil/shift": ((0, 0.0), (4, 1.5))}, {}, (), {}, ())
+        >>> run.traits, run.last("persona/evil/shift")
+        (['evil'], 1.5)
     """
 
     name: str

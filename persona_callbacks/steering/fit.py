@@ -32,6 +32,10 @@ class Fit(Protocol):
     """The fit that begins, as far as a :class:`Law` or a :class:`Start` may ask about it.
 
     ``PreventativeSteering`` provides it. Every process of a fit must ask the same questions in the same order.
+
+    Example:
+        >>> def mean_norm(fit: Fit) -> float:
+        ...     return sum(float(vector.direction().norm()) for vector in fit.vectors) / len(fit.vectors)
     """
 
     @property

@@ -27,6 +27,11 @@ class ChatData(LightningDataModule):
         seed: of the order.
         weights: one per chat, 1 on average; in each epoch a chat is drawn as often, rounded up or down at random. By
             default each once.
+
+    Example:
+        >>> from persona_callbacks.training import ChatData, LoraFineTuning
+        >>> def fit(trainer, module: LoraFineTuning, chats, tokenizer):
+        ...     trainer.fit(module, ChatData(chats, tokenizer, batch_size=4, max_length=256))
     """
 
     def __init__(
@@ -94,7 +99,12 @@ class _Order(DistributedSampler[int]):
 
 
 class ResumableLoader(DataLoader[EncodedChat]):
-    """A loader that Lightning can ask for its place, and put back there, in the middle of an epoch."""
+    """A loader that Lightning can ask for its place, and put back there, in the middle of an epoch.
+
+    Example:
+        >>> callable(ResumableLoader.state_dict) and callable(ResumableLoader.load_state_dict)
+        True
+    """
 
     sampler: _Order
     _given = 0

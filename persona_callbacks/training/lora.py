@@ -28,6 +28,15 @@ class LoraFineTuning(LightningModule):
         learning_rate: peak learning rate.
         warmup_steps: optimizer steps of linear warm-up.
         weight_decay: of AdamW.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        >>> config = LlamaConfig(vocab_size=8, **sizes)
+        >>> from peft import LoraConfig
+        >>> module = LoraFineTuning(LlamaForCausalLM(config), LoraConfig(r=2, target_modules="all-linear"))
+        >>> sum(weight.requires_grad for weight in module.parameters())
+        14
     """
 
     def __init__(

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from persona_callbacks.callbacks.monitor import Reading
-from persona_callbacks.callbacks.trait_evaluation import Evaluation
+from persona_callbacks.callbacks import Evaluation, Reading
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import write_json
 from persona_callbacks.judging import Expression

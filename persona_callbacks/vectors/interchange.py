@@ -114,18 +114,7 @@ def read_gguf(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    reader = _gguf().GGUFReader
-    try:
-        file = reader(path)
-        directions = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in file.tensors}
-        fields = {name: field.contents() for name, field in file.fields.items()}
-    except Exception as error:  # the reader raises what the bytes happen to trip over
-        raise InputError(f"{path}: not a readable GGUF file: {error}") from error
-    if fields.get("general.architecture") != "controlvector" or not directions:
-        raise InputError(
-            f"{path}: expected a control vector (general.architecture 'controlvector'), found"
-            f" {fields.get('general.architecture')!r}"
-        )
+    fields, directions = _control_vector(path)
     if f"{_OWN}metadata" in fields:
         return _read_own(path, fields, directions)
     if origin not in ORIGINS:
@@ -188,6 +177,23 @@ def write_gguf(vector: PersonaVector, path: str | Path, *, model_hint: str, orig
         writer.write_tensors_to_file()
         writer.close()
     return path
+
+
+def _control_vector(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the key-values and the tensors of a control vector."""
+    reader = _gguf().GGUFReader
+    try:
+        file = reader(path)
+        directions = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in file.tensors}
+        fields = {name: field.contents() for name, field in file.fields.items()}
+    except Exception as error:  # the reader raises what the bytes happen to trip over
+        raise InputError(f"{path}: not a readable GGUF file: {error}") from error
+    if fields.get("general.architecture") != "controlvector" or not directions:
+        raise InputError(
+            f"{path}: expected a control vector (general.architecture 'controlvector'), found"
+            f" {fields.get('general.architecture')!r}"
+        )
+    return fields, directions
 
 
 def _read_own(path: Path, fields: dict[str, Any], directions: dict[str, Tensor]) -> PersonaVector:
