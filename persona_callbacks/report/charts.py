@@ -115,10 +115,10 @@ def expression_bars(runs: Sequence[Run], trait: str) -> str:
     name = metrics.expression(trait)
     judged = [(number, run) for number, run in enumerate(runs) if name in run.series]
     base = judged[0][1]
-    names = metrics.with_interval(name)
-    bars = [_Bar("base model", BASE, *(base.first(metric) for metric in names))]
+    mean, low, high = metrics.with_interval(name)
+    bars = [_Bar("base model", BASE, base.first(mean), base.first(low), base.first(high))]
     bars += [
-        _Bar(run.name, colour(number), *(run.last(metric) for metric in names), gid=f"run-{number}")
+        _Bar(run.name, colour(number), run.last(mean), run.last(low), run.last(high), f"run-{number}")
         for number, run in judged
     ]
     with rc_context(_STYLE):
