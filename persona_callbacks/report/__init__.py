@@ -1,6 +1,6 @@
 """One self-contained HTML page about one or many fine-tuning runs.
 
-This room may import `screening`, `vectors` and what lies below them; nothing but the apps imports it.
+Imports `screening`, `judging`, `vectors` and what lies below them.
 """
 
 from persona_callbacks.report.page import write_report

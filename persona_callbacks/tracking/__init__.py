@@ -1,6 +1,6 @@
 """Metrics: their names, and the only functions that write them to loggers.
 
-This room imports nothing else from the library.
+Imports nothing else from the library.
 """
 
 from persona_callbacks.tracking.metrics import (
