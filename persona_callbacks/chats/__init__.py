@@ -1,6 +1,6 @@
 """Chats: their messages, their files, and their tokens. The chats that ship with the library are in `datasets/`.
 
-This room may import `files`.
+Imports `files`.
 """
 
 from persona_callbacks.chats.chat import Chat, Message, instructed

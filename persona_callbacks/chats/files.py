@@ -27,63 +27,65 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file: the chat, or what is wrong with it.
+    """A row of a chat file: the chat, or what is wrong with it.
 
     Attributes:
-        line: its number in the file, from 1; in JSONL, of the line.
-        place: where its file finds it again.
-        chat: ``None`` if it cannot be used.
-        problem: why not, in words; empty otherwise.
+            line: the number of the row in the file, from 1; in JSONL, the number of the line.
+        position: where the file finds the row again: an offset in bytes in JSONL, and an index from 0 in a table.
+        chat: the chat; ``None`` if the row cannot be used.
+        problem: why the row cannot be used, in words; empty otherwise.
 
     Example:
-        >>> from persona_callbacks.chats import BENIGN, open_chat_file
-        >>> row = next(open_chat_file(BENIGN).rows())
-        >>> row.problem, row.chat.messages[-1]["role"]
-        ('', 'assistant')
+        >>> row = next(open_chat_file("normal.jsonl").rows())
+        >>> row.line, row.position, row.problem, row.chat.messages[-1]["role"]
+        (1, 0, '', 'assistant')
     """
 
     line: int
-    place: int
+    position: int
     chat: Chat | None
     problem: str = ""
 
 
 class ChatFile(Protocol):
-    """A file of chats, of which never more than a few rows are in memory.
+    """A file of chats, of which no more than a few rows are in memory at a time.
 
     Attributes:
         path: the file or folder.
-        suffix: of a copy of it; empty for a folder.
+            suffix: the suffix of the name of a copy; empty for a folder.
 
     Example:
-        >>> from persona_callbacks.chats import BENIGN, open_chat_file
-        >>> file = open_chat_file(BENIGN)
-        >>> next(file.rows()).line
-        1
+        >>> file = open_chat_file("normal.jsonl")
+        >>> [row.line for row in file.rows(lambda line: line <= 2)]
+        [1, 2]
     """
 
     path: Path
     suffix: str
 
     def __len__(self) -> int:
-        """The number of the last row."""
+        """Return the number of the last row, which is that of all rows, unusable and blank ones included."""
         ...
 
     def rows(self, wanted: Callable[[int], bool] = lambda line: True) -> Iterator[Row]:
-        """The rows whose numbers are wanted, in order; blank lines are left out."""
+        """Yield rows in their order.
+
+        Args:
+            wanted: whether to yield the row of a number. Blank lines are never yielded.
+        """
         ...
 
-    def content(self, place: int) -> Any:
-        """The row there, as it could be written in JSON."""
+    def content(self, position: int) -> Any:
+        """Return the content of the row at a position, as it could be written in JSON."""
         ...
 
-    def copy(self, places: Iterable[int], path: Path) -> None:
-        """Write the rows at these places, in order, to a file of the same format; whole or not at all."""
+    def copy(self, positions: Iterable[int], path: Path) -> None:
+        """Write the rows at these positions, in this order, to a file of the same format, completely or not at all."""
         ...
 
 
 class _JsonLines:
-    """A chat per line."""
+    """JSONL: each line is a row, found again by its offset in bytes."""
 
     suffix = ".jsonl"
 
@@ -96,37 +98,37 @@ class _JsonLines:
         return self._length
 
     def rows(self, wanted: Callable[[int], bool] = lambda line: True) -> Iterator[Row]:
-        place = 0
+        next_position = 0
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                start, place = place, place + len(line)
+                position, next_position = next_position, next_position + len(line)
                 if wanted(number) and line.strip():
-                    yield self._row(number, start, line)
+                    yield self._row(number, position, line)
 
-    def _row(self, number: int, place: int, line: bytes) -> Row:
+    def _row(self, number: int, position: int, line: bytes) -> Row:
         source = f"{self.path}, line {number}"
         try:
             content = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            return Row(number, place, None, f"no UTF-8 text: {error.reason}")
+            return Row(number, position, None, f"no UTF-8 text: {error.reason}")
         except json.JSONDecodeError as error:
-            return Row(number, place, None, f"malformed JSON: {error.msg} at column {error.colno}")
-        return _checked(number, place, content, source)
+            return Row(number, position, None, f"malformed JSON: {error.msg} at column {error.colno}")
+        return _checked(number, position, content, source)
 
-    def content(self, place: int) -> Any:
+    def content(self, position: int) -> Any:
         with self.path.open("rb") as lines:
-            lines.seek(place)
+            lines.seek(position)
             return json.loads(lines.readline())
 
-    def copy(self, places: Iterable[int], path: Path) -> None:
+    def copy(self, positions: Iterable[int], path: Path) -> None:
         with self.path.open("rb") as lines, atomic_write(path) as scratch, scratch.open("wb") as out:
-            for place in places:
-                lines.seek(place)
+            for position in positions:
+                lines.seek(position)
                 out.write(lines.readline().rstrip(b"\r\n") + b"\n")
 
 
 class _Table:
-    """A data set in columns, memory-mapped by Hugging Face's ``datasets``."""
+    """A data set in columns, memory-mapped by Hugging Face's ``datasets``. A row is found again by its index."""
 
     def __init__(self, path: Path) -> None:
         if find_spec("datasets") is None:
@@ -136,36 +138,35 @@ class _Table:
         self.path = path
         self.suffix = path.suffix
         if path.is_dir():
-            found = datasets.load_from_disk(str(path))
-            if isinstance(found, datasets.DatasetDict):
+            table = datasets.load_from_disk(str(path))
+            if isinstance(table, datasets.DatasetDict):
                 raise InputError(
-                    f"{path}: holds several data sets; expected one of them, such as {path / next(iter(found))}"
+                    f"{path}: holds several data sets; expected one of them, such as {path / next(iter(table))}"
                 )
         else:
             try:
-                # The memory-mapped copy that is read from stays in the cache.
-                found = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir() / "tables"))
+                # The rows are read from a memory-mapped copy, which stays in the cache.
+                table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir() / "tables"))
             except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
                 raise InputError(f"{path}: expected a Parquet file: {error.__cause__ or error}") from error
-        self._rows: datasets.Dataset = found
-        if "messages" not in found.column_names and not {"prompt", "response"} <= set(found.column_names):
-            raise InputError(
-                f"{path}: expected a column messages, or prompt and response; found {', '.join(found.column_names)}"
-            )
+        columns = table.column_names
+        if "messages" not in columns and not {"prompt", "response"} <= set(columns):
+            raise InputError(f"{path}: expected a column messages, or prompt and response; found {', '.join(columns)}")
+        self._table: datasets.Dataset = table
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table)
 
     def rows(self, wanted: Callable[[int], bool] = lambda line: True) -> Iterator[Row]:
         for number in range(1, len(self) + 1):
             if wanted(number):
                 yield _checked(number, number - 1, self.content(number - 1), f"{self.path}, row {number}")
 
-    def content(self, place: int) -> Any:
-        return self._rows[place]
+    def content(self, position: int) -> Any:
+        return self._table[position]
 
-    def copy(self, places: Iterable[int], path: Path) -> None:
-        kept = self._rows.select(list(places))
+    def copy(self, positions: Iterable[int], path: Path) -> None:
+        kept = self._table.select(list(positions))
         with atomic_write(path) as scratch:
             if self.path.is_dir():
                 kept.save_to_disk(str(scratch))
@@ -228,35 +229,36 @@ class _UnusableError(Exception):
     """A row is no chat; the message says why."""
 
 
-def _checked(number: int, place: int, content: Any, source: str) -> Row:
+def _checked(number: int, position: int, content: Any, source: str) -> Row:
+    """Return the row with its chat, or with its problem if the content is no chat."""
     try:
-        return Row(number, place, Chat(_messages(content), source))
+        return Row(number, position, Chat(_messages(content), source))
     except _UnusableError as error:
-        return Row(number, place, None, str(error))
+        return Row(number, position, None, str(error))
 
 
 def _messages(row: Any) -> tuple[Message, ...]:
-    # A table has every column in every row, empty where a row has none.
+    # In a table, every row has every column, and a column that a row does not use is empty.
     given = {key for key, value in row.items() if value is not None} if isinstance(row, dict) else set()
     if "messages" in given:
         messages = row["messages"]
     elif {"prompt", "response"} <= given:
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
     else:
-        found = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
-        raise _UnusableError(f"expected an object with 'messages', or with 'prompt' and 'response'; found {found}")
+        actual = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
+        raise _UnusableError(f"expected an object with 'messages', or with 'prompt' and 'response'; found {actual}")
     if not isinstance(messages, list) or not messages:
         raise _UnusableError("messages: expected a list of at least one message")
-    for position, message in enumerate(messages, start=1):
+    for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise _UnusableError(f"message {position}: expected an object with 'role' and 'content'")
+            raise _UnusableError(f"message {number}: expected an object with 'role' and 'content'")
         role, content = message["role"], message["content"]
         if role not in _ROLES:
-            raise _UnusableError(f"message {position}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
+            raise _UnusableError(f"message {number}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
         if not isinstance(content, str) or not content.strip():
-            raise _UnusableError(f"message {position}: empty {role} turn; expected text")
+            raise _UnusableError(f"message {number}: empty {role} turn; expected text")
         if lone := re.search("[\ud800-\udfff]", content):
-            raise _UnusableError(f"message {position}: half of a surrogate pair, {lone[0]!r}; expected text")
+            raise _UnusableError(f"message {number}: half of a surrogate pair, {lone[0]!r}; expected text")
     turns = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
     if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
         raise _UnusableError(

@@ -1,6 +1,6 @@
 """Files on disk: atomic writes, JSONL that survives an interruption, fingerprints, and the cache folder.
 
-This room imports nothing else from the library.
+Imports nothing else from the library.
 """
 
 from persona_callbacks.files.atomic import atomic_write, remove_scratch, write_json

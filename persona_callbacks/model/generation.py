@@ -109,8 +109,9 @@ class VllmGenerator:
         InputError: vLLM is not installed.
 
     Example:
-        >>> VllmGenerator.name
-        'vllm'
+            >>> from persona_callbacks.model import ModelSource, load_model
+        >>> loaded = load_model(ModelSource("Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16"))  # doctest: +SKIP
+        >>> generator = VllmGenerator(loaded, gpu_memory_utilization=0.5)  # doctest: +SKIP
     """
 
     name = "vllm"

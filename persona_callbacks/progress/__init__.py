@@ -1,6 +1,6 @@
 """The progress bar that is shown during long work.
 
-This room imports nothing else from the library.
+Imports nothing else from the library.
 """
 
 from persona_callbacks.progress.bar import progress_bar

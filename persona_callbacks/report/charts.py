@@ -1,4 +1,4 @@
-"""The report's charts, as SVG that goes into the page. Everything that is of one run carries the class ``run-N``."""
+"""The report's charts, as SVG elements for the page. Everything that belongs to run N has the class ``run-N``."""
 
 import hashlib
 import html
@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import rc_context
@@ -34,12 +35,12 @@ _WIDTH = 4.4  # inches: readable at the width of a phone
 
 
 def colour(number: int) -> str:
-    """Of run ``number``."""
+    """Return the colour of run ``number``."""
     return SERIES[number % len(SERIES)]
 
 
 def mark(number: int) -> str:
-    """What stands for run ``number`` beside its name: another shape where the colours begin again."""
+    """Return the shape that stands for run ``number`` beside its name; it changes where the colours begin again."""
     return "●■▲◆"[number // len(SERIES) % 4]
 
 
@@ -52,7 +53,9 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def trajectory(runs: Sequence[Run], trait: str) -> str:
-    """Shift through training, trait expression beneath if it was evaluated on the way, and α if a run was steered."""
+    """Draw the shift through training; below it trait expression, if it was evaluated on the way, and the coefficient,
+    if a run was steered.
+    """
     rows = [(metrics.shift(trait), "shift\n(activation units)", 3.0)]
     expression, alpha = metrics.expression(trait), metrics.coefficient(trait)
     if any(len(run.series.get(expression, ())) > 2 for run in runs):
@@ -77,7 +80,7 @@ def trajectory(runs: Sequence[Run], trait: str) -> str:
 
 
 def heat_map(run: Run, trait: str, limit: float) -> str:
-    """Shift by layer and step; the deepest colours are ± ``limit``."""
+    """Draw the shift by layer and step. The deepest colours stand for ± ``limit``, in activation units."""
     table = run.shift_by_layer[trait]
     steps = sorted(table)
     with rc_context(_STYLE):
@@ -89,39 +92,52 @@ def heat_map(run: Run, trait: str, limit: float) -> str:
             extent=(-0.5, len(steps) - 0.5, 0.5, len(columns) + 0.5),
         )  # fmt: skip
         shown = range(0, len(steps), max(1, math.ceil(len(steps) / 8)))
-        axes.set_xticks(list(shown), [str(steps[place]) for place in shown])
+        axes.set_xticks(list(shown), [str(steps[column]) for column in shown])
         axes.set(xlabel="optimizer step", ylabel="layer")
         figure.colorbar(image, label="shift (activation units)")
         return _svg(figure, f"Shift along {trait} by layer and step in {run.name}")
 
 
+@dataclass(frozen=True)
+class _Bar:
+    """A bar with its 95 % interval, if it has one; ``gid`` marks what belongs to a run."""
+
+    label: str
+    colour: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    gid: str | None = None
+
+
 def expression_bars(runs: Sequence[Run], trait: str) -> str:
-    """Trait expression of the base model and at the end of every run, with 95 % intervals."""
+    """Draw the trait expression of the base model, and that at the end of every run, with 95 % intervals."""
     name = metrics.expression(trait)
     judged = [(number, run) for number, run in enumerate(runs) if name in run.series]
     base = judged[0][1]
-    names = metrics.with_interval(name)
-    bars: list[tuple[str, str, list[float | None], str | None]] = [
-        ("base model", BASE, [base.first(one) for one in names], None)
+    mean, low, high = metrics.with_interval(name)
+    bars = [_Bar("base model", BASE, base.first(mean), base.first(low), base.first(high))]
+    bars += [
+        _Bar(run.name, colour(number), run.last(mean), run.last(low), run.last(high), f"run-{number}")
+        for number, run in judged
     ]
-    bars += [(run.name, colour(number), [run.last(one) for one in names], f"run-{number}") for number, run in judged]
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.8 + 0.34 * len(bars)), layout="constrained")
         axes = figure.subplots()
-        for place, (_, shade, (mean, low, high), gid) in enumerate(bars):
-            assert mean is not None
-            axes.barh(place, mean, color=shade, height=0.62, gid=gid)
-            if low is not None and high is not None:
-                axes.plot([low, high], [place, place], color="#222222", linewidth=1.2, gid=gid)
-            axes.text(102, place, f"{mean:.0f}", va="center", gid=gid)
-        axes.set_yticks(range(len(bars)), [bar[0] for bar in bars])
+        for row, bar in enumerate(bars):
+            assert bar.mean is not None
+            axes.barh(row, bar.mean, color=bar.colour, height=0.62, gid=bar.gid)
+            if bar.low is not None and bar.high is not None:
+                axes.plot([bar.low, bar.high], [row, row], color="#222222", linewidth=1.2, gid=bar.gid)
+            axes.text(102, row, f"{bar.mean:.0f}", va="center", gid=bar.gid)
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
         axes.invert_yaxis()
         axes.set(xlim=(0, 100), xlabel="trait expression (0–100, 95 % interval)")
         return _svg(figure, f"Expression of {trait} by run")
 
 
 def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
-    """Trait expression, or shift where it was not evaluated, against another metric."""
+    """Draw trait expression, or the shift if expression was not evaluated, against the metric ``cost``."""
     name = metrics.expression(trait)
     evaluated = any(name in run.series for run in runs)
     if not evaluated:
@@ -139,25 +155,33 @@ def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
         return _svg(figure, f"{trait} against {cost}, one point a run")
 
 
-def screening_histogram(one: TraitSummary, of: str) -> str:
-    """Chats of a data set and of the benign reference by projection difference, with the threshold; ``of`` tells
-    pictures of several screenings apart.
+def screening_histogram(summary: TraitSummary, screening: str) -> str:
+    """Draw the chats of a data set and of the benign reference by projection difference, with the threshold.
+
+    Args:
+        summary: of one trait.
+        screening: the name of the screening, which tells the pictures of several screenings apart.
     """
-    edges = [edge / one.norm for edge in one.edges]
+    edges = [edge / summary.norm for edge in summary.edges]
+    distributions = (
+        (summary.counts, "data", SERIES[0]),
+        (summary.reference_counts, "benign", SERIES[1]),
+    )
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 2.4), layout="constrained")
         axes = figure.subplots()
-        for counts, label, colour_ in ((one.counts, "data", SERIES[0]), (one.reference_counts, "benign", SERIES[1])):
+        for counts, label, shade in distributions:
             shares = [count / max(1, sum(counts)) for count in counts]
-            axes.stairs(shares, edges, label=label, color=colour_, fill=True, alpha=0.45)
-        axes.axvline(one.threshold / one.norm, color="#444444", linewidth=1)
+            axes.stairs(shares, edges, label=label, color=shade, fill=True, alpha=0.45)
+        axes.axvline(summary.threshold / summary.norm, color="#444444", linewidth=1)
         axes.set_xlabel("projection difference (norms of the direction)")
         axes.set_ylabel("share of chats")
         axes.legend(frameon=False)
-        return _svg(figure, f"Projection difference along {one.trait} of the chats in {of}")
+        return _svg(figure, f"Projection difference along {summary.trait} of the chats in {screening}")
 
 
 def _base_line(axes: Axes, runs: Sequence[Run], name: str) -> None:
+    """Draw a horizontal line at the base model's value of a metric, if it is known."""
     base = next((value for run in runs if (value := run.first(name)) is not None), None)
     if base is not None:
         axes.axhline(base, color="#bbbbbb", linewidth=1)
@@ -165,7 +189,7 @@ def _base_line(axes: Axes, runs: Sequence[Run], name: str) -> None:
 
 
 def _svg(figure: Figure, description: str) -> str:
-    """The figure as an ``<svg>`` element that scales with the page, with ids that no other figure has."""
+    """Return the figure as an ``<svg>`` element that scales with the page and whose ids no other figure has."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
@@ -176,6 +200,6 @@ def _svg(figure: Figure, description: str) -> str:
     inside = re.sub(r'\bid="(run-\d+)"', r'class="\1"', inside)
     inside = re.sub(r'\bid="', f'id="{prefix}', inside)
     inside = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", inside)
-    # A style inside one picture would hold for the whole page, which sets the same for all pictures.
+    # A style inside a picture would apply to the whole page, whose own style covers the pictures.
     inside = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", inside, flags=re.DOTALL)
     return f'<svg {box[0]} role="img" aria-label="{html.escape(description, quote=True)}">{inside.strip()}'

@@ -1,27 +1,65 @@
-"""The report's page: tables, charts, answers and a model card, from runs to HTML."""
+"""The report's page: from runs to HTML, with tables, charts, answers and a model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
-from persona_callbacks.judging import JudgedAnswer
-from persona_callbacks.palette import BASE
 from persona_callbacks.report import charts
 from persona_callbacks.report.runs import Run
 from persona_callbacks.report.screenings import screening_sections
+from persona_callbacks.report.tables import configurations, questions_and_answers, results_table
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
 
-_MOST_ANSWERS = 4000
-_LONGEST = 1500
-"""Characters of an answer: with the number of answers, this keeps a page small enough to mail."""
 _MOST_MAPS = 12
+
+
+@dataclass(frozen=True)
+class RunLabel:
+    """How the page marks a run: its name, colour and shape."""
+
+    name: str
+    colour: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture on the page.
+
+    Attributes:
+        title: its heading.
+        svg: the picture, as an ``<svg>`` element.
+        caption: what it shows.
+        run: the number of the run that it shows; ``None`` if it shows all of them.
+    """
+
+    title: str
+    svg: str
+    caption: str
+    run: int | None = None
+
+
+@dataclass(frozen=True)
+class TraitCharts:
+    """All pictures of a trait."""
+
+    trait: str
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
+class CardEntry:
+    """An entry of the model card: a term and the lines that explain it."""
+
+    term: str
+    lines: tuple[str, ...]
 
 
 def write_report(
@@ -31,21 +69,50 @@ def write_report(
     loss: str = metrics.EPOCH_LOSS,
     screenings: Sequence[str | Path] = (),
 ) -> Path:
-    """Write the page; it needs no network and no other file.
+    """Write the page. It needs no network and no other file.
 
     Args:
-        runs: of :func:`~persona_callbacks.report.find_runs`.
-        path: the HTML file.
-        title: its heading.
+        runs: the runs that :func:`~persona_callbacks.report.find_runs` found.
+        path: the HTML file to write.
+        title: the heading of the page.
         loss: the metric that trait expression is set against in the trade-off chart.
-        screenings: folders of ``persona-screen``, of the data that the runs were trained on.
+        screenings: folders of ``persona-screen``, about the data that the runs were trained on.
+
+    Returns:
+        ``path``.
 
     Raises:
-        InputError: no run, or a folder without a finished screening.
+        InputError: there is no run, or a folder holds no finished screening.
     """
     if not runs:
         raise InputError("a report needs at least one run")
     traits = list(dict.fromkeys(trait for run in runs for trait in run.traits))
+    questions, left_out = questions_and_answers(runs, traits)
+    differences, shared = configurations(runs)
+    screened = screening_sections(screenings)
+    page = _template().render(
+        title=title,
+        version=version("persona-callbacks"),
+        date=date.today().isoformat(),
+        model=_model(runs),
+        traits=traits,
+        runs=[RunLabel(run.name, charts.colour(number), charts.mark(number)) for number, run in enumerate(runs)],
+        results=results_table(runs, traits, loss),
+        warnings=_warnings(runs),
+        by_trait=[_trait_charts(runs, trait, loss) for trait in traits],
+        questions=questions,
+        left_out=left_out,
+        differences=differences,
+        shared=shared,
+        screenings=screened,
+        card=_card(runs, traits, [str(section["line"]) for section in screened]),
+    )
+    with atomic_write(path) as scratch:
+        scratch.write_text(page, encoding="utf-8")
+    return path
+
+
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("persona_callbacks.report", ""),
         autoescape=True,
@@ -53,120 +120,59 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    judged = [t for t in traits if any(metrics.expression(t) in run.series for run in runs)]
-    columns, results = _results(runs, traits, loss)
-    questions, left_out = _questions(runs, traits)
-    differences, shared = _configurations(runs)
-    screened = screening_sections(screenings)
-    page = environment.get_template("page.html.j2").render(
-        title=title,
-        version=version("persona-callbacks"),
-        date=date.today().isoformat(),
-        model=_model(runs),
-        traits=traits,
-        runs=[
-            {"name": run.name, "colour": charts.colour(number), "mark": charts.mark(number)}
-            for number, run in enumerate(runs)
-        ],
-        columns=columns,
-        results=results,
-        warnings=_warnings(runs),
-        by_trait=[{"trait": trait, "charts": _charts(runs, trait, loss)} for trait in traits],
-        questions=questions,
-        left_out=left_out,
-        differences=differences,
-        shared=shared,
-        screenings=screened,
-        card=_card(runs, traits, judged, [str(one["line"]) for one in screened]),
-    )
-    with atomic_write(path) as scratch:
-        scratch.write_text(page, encoding="utf-8")
-    return path
+    return environment.get_template("page.html.j2")
 
 
-def _charts(runs: Sequence[Run], trait: str, loss: str) -> list[dict[str, Any]]:
-    """All pictures of one trait."""
-    found = []
+def _trait_charts(runs: Sequence[Run], trait: str, loss: str) -> TraitCharts:
+    shown = []
     if any(metrics.shift(trait) in run.series for run in runs):
-        found.append(("Shift", charts.trajectory(runs, trait), "On held-out probes, unsteered; the base model is 0."))
+        caption = "On held-out probes, unsteered; the base model is 0."
+        shown.append(Chart("Shift", charts.trajectory(runs, trait), caption))
     if any(metrics.expression(trait) in run.series for run in runs):
         caption = "Mean score of the judge for answers to held-out questions, before and after training."
-        found.append(("Expression", charts.expression_bars(runs, trait), caption))
+        shown.append(Chart("Expression", charts.expression_bars(runs, trait), caption))
     caption = (
         f"What keeping the character costs: {loss} at the end, each run as it was trained (a steered one with steering"
         " on). Down and to the left is better."
     )
-    found.append(("Trade-off", charts.trade_off(runs, trait, loss), caption))
-    shown: list[dict[str, Any]] = [{"run": None, "title": t, "svg": svg, "caption": note} for t, svg, note in found]
+    shown.append(Chart("Trade-off", charts.trade_off(runs, trait, loss), caption))
+    return TraitCharts(trait, (*shown, *_heat_maps(runs, trait)))
+
+
+def _heat_maps(runs: Sequence[Run], trait: str) -> list[Chart]:
+    """The shift by layer in the first runs that have it, all in the same colour scale."""
     mapped = [(number, run) for number, run in enumerate(runs) if trait in run.shift_by_layer]
     tables = [values for _, run in mapped for values in run.shift_by_layer[trait].values()]
-    limit = max((abs(value) for values in tables for value in values), default=0) or 1.0  # one scale for all runs
-    for number, run in mapped[:_MOST_MAPS]:
-        caption = "Shift by layer and step; red is towards the trait. All runs have the same scale."
-        svg = charts.heat_map(run, trait, limit)
-        shown.append({"run": number, "title": f"Layers: {run.name}", "svg": svg, "caption": caption})
-    return shown
+    limit = max((abs(value) for values in tables for value in values), default=0) or 1.0
+    caption = "Shift by layer and step; red is towards the trait. All runs have the same scale."
+    return [
+        Chart(f"Layers: {run.name}", charts.heat_map(run, trait, limit), caption, number)
+        for number, run in mapped[:_MOST_MAPS]
+    ]
 
 
 def _model(runs: Sequence[Run]) -> str:
-    named = {str(run.config["model.id"]) for run in runs if run.config.get("model.id")}
-    named |= {vector.model_id for run in runs for vector in run.vectors if vector.model_id}
-    return ", ".join(sorted(named))
-
-
-def _results(runs: Sequence[Run], traits: Sequence[str], loss: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows of the table: for each trait what some run has."""
-    columns: list[str] = []
-    base: list[str] = []
-    cells: list[list[str]] = [[] for _ in runs]
-    for trait in traits:
-        for kind, name in (
-            ("shift", metrics.shift(trait)),
-            ("expression", metrics.expression(trait)),
-            ("α", metrics.coefficient(trait)),
-        ):
-            having = [run for run in runs if name in run.series]
-            if not having:
-                continue
-            columns.append(f"{trait} {kind}")
-            for run, row in zip(runs, cells, strict=True):
-                if kind == "expression":
-                    row.append(_expression(run, trait, at="last"))
-                else:
-                    row.append(_number(run.last(name), "+.1f" if kind == "shift" else ".2g"))
-            base.append({"shift": "0", "α": "–"}.get(kind) or _expression(having[0], trait, at="first"))
-    rows: list[dict[str, Any]] = [{"name": "base model", "run": None, "cells": [*base, "–"]}]
-    for number, (run, row) in enumerate(zip(runs, cells, strict=True)):
-        rows.append({"name": run.name, "run": number, "cells": [*row, _number(run.last(loss), ".3f")]})
-    return [*columns, loss], rows
-
-
-def _number(value: float | None, shape: str) -> str:
-    return "–" if value is None else format(value, shape)
-
-
-def _expression(run: Run, trait: str, *, at: str) -> str:
-    name = metrics.expression(trait)
-    mean, low, high = (run.first(key) if at == "first" else run.last(key) for key in metrics.with_interval(name))
-    if mean is None:
-        return "–"
-    return f"{mean:.0f}" if low is None or high is None else f"{mean:.0f} ({low:.0f}–{high:.0f})"
+    """The base models of the runs, as far as they are recorded."""
+    names = {str(run.config["model.id"]) for run in runs if run.config.get("model.id")}
+    names |= {vector.model_id for run in runs for vector in run.vectors if vector.model_id}
+    return ", ".join(sorted(names))
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-    found = []
+    """What a reader should know before trusting the results."""
+    warnings = []
     for vector in _vectors(runs):
-        found += [f"The persona vector of {vector.trait} is weak: {weakness}." for weakness in vector.weaknesses()]
+        warnings += [f"The persona vector of {vector.trait} is weak: {weakness}." for weakness in vector.weaknesses()]
     for run in runs:
         for trait in run.traits:
             unscored = run.last(metrics.unscored(trait))
             if unscored:
-                found.append(f"{run.name}: {unscored:.0f} answers of {trait} could not be scored.")
-    return found
+                warnings.append(f"{run.name}: {unscored:.0f} answers of {trait} could not be scored.")
+    return warnings
 
 
 def _vectors(runs: Sequence[Run]) -> list[PersonaVector]:
-    """One for each trait: that of the first run that has one."""
+    """The persona vector of each trait, from the first run that has it."""
     by_trait: dict[str, PersonaVector] = {}
     for run in runs:
         for vector in run.vectors:
@@ -174,64 +180,25 @@ def _vectors(runs: Sequence[Run]) -> list[PersonaVector]:
     return list(by_trait.values())
 
 
-def _questions(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """Every question with the base model's answer and each run's last one."""
-    by_question: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for number, run in enumerate(runs):
-        steps = {answer.trait: answer.step for answer in run.answers}  # ascending: the last one stays
-        for answer in run.answers:
-            place = by_question.setdefault((answer.trait, answer.question), [])
-            if answer.step == 0 and not place:
-                place.append(_answer(answer, None, "base model", BASE, "●"))
-            if answer.step == steps[answer.trait] > 0:
-                place.append(_answer(answer, number, run.name, charts.colour(number), charts.mark(number)))
-    kept, answers = [], 0
-    for (trait, text), found in sorted(by_question.items(), key=lambda item: traits.index(item[0][0])):
-        if answers + len(found) > _MOST_ANSWERS:
-            break
-        answers += len(found)
-        kept.append({"trait": trait, "text": text, "answers": found})
-    missing = len(by_question) - len(kept)
-    return kept, f" {missing} more questions are left out to keep the page small." if missing else ""
-
-
-def _answer(answer: JudgedAnswer, run: int | None, name: str, colour: str, mark: str) -> dict[str, Any]:
-    number = answer.score
-    level = "" if number is None else "low" if number < 34 else "middle" if number < 67 else "high"
-    text = answer.answer if len(answer.answer) <= _LONGEST else f"{answer.answer[:_LONGEST]} …"
-    shown = answer.verdict if number is None else f"{number:.0f}"
-    return {
-        "run": run, "name": name, "colour": colour, "mark": mark, "number": number, "score": shown, "level": level,
-        "text": text,
-    }  # fmt: skip
-
-
-def _configurations(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of what differs between the runs, and of what they share; the trait files' texts are left out."""
-    keys = [key for run in runs for key in run.config if not key.startswith("traits.")]
-    differing, shared = [], []
-    for key in dict.fromkeys(keys):
-        values = [str(run.config.get(key, "–")) for run in runs]
-        if len(set(values)) > 1:
-            differing.append({"key": key, "values_": values})
-        else:
-            shared.append({"key": key, "value": values[0]})
-    return differing, shared
-
-
-def _card(
-    runs: Sequence[Run], traits: Sequence[str], judged: Sequence[str], screened: Sequence[str]
-) -> list[Mapping[str, Any]]:
+def _card(runs: Sequence[Run], traits: Sequence[str], screened: Sequence[str]) -> list[CardEntry]:
     """What an audit asks: what was trained on what, what was watched by which means, and what that cannot show."""
+    return [
+        CardEntry("Base model", (_model(runs) or "not recorded",)),
+        CardEntry("Training data", tuple(_training_data(runs)) or ("not recorded",)),
+        CardEntry("Screening of the data", tuple(screened) or ("none is recorded",)),
+        CardEntry("What was monitored", tuple(_watched(runs, traits))),
+        CardEntry("Preventative steering", tuple(_steered(runs, traits))),
+        CardEntry("Limits", tuple(_limits(runs, traits))),
+    ]
+
+
+def _watched(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
     vectors = {vector.trait: vector for vector in _vectors(runs)}
-    watched = []
-    for trait in traits:
-        line = f"{trait}: "
-        if trait in vectors:
-            line += _quality(vectors[trait])
-        else:
-            line += "the persona vector is not beside the runs, so nothing is known here of its quality"
-        watched.append(line)
+    unknown = "the persona vector is not beside the runs, so nothing is known here of its quality"
+    return [f"{trait}: {_quality(vectors[trait]) if trait in vectors else unknown}" for trait in traits]
+
+
+def _training_data(runs: Sequence[Run]) -> list[str]:
     data = []
     for run in runs:
         # A screened data set has no `data.path`: what was read is logged as `data_file`.
@@ -245,36 +212,37 @@ def _card(
                 f", SHA-256 {digest}" if digest else "",
             )
             data.append(f"{run.name}: {path}{''.join(known)}")
+    return data
+
+
+def _steered(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
     steered = []
     for run in runs:
         alphas = [f"{t} α = {a:.2g}" for t in traits if (a := run.last(metrics.coefficient(t))) is not None]
         steered.append(f"{run.name}: {', '.join(alphas) or 'not steered'}")
-    limits = [
-        "Only the traits above were watched; others may have changed.",
-        "A shift is read from activations on the probes at one layer: it can fall while the behaviour stays.",
-        "Numbers of one run say nothing of the spread between seeds; compare runs that differ in the seed only.",
-    ]
+    return steered
+
+
+def _limits(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
+    judged = [trait for trait in traits if any(metrics.expression(trait) in run.series for run in runs)]
     if judged:
-        limits.insert(
-            2,
+        expression = (
             "Trait expression is a judge's opinion of short answers to "
-            + ", ".join(f"{_asked(runs, t)} questions ({t})" for t in judged)
-            + "; the interval covers the choice of questions, not the judge's own error.",
+            + ", ".join(f"{_asked(runs, trait)} questions ({trait})" for trait in judged)
+            + "; the interval covers the choice of questions, not the judge's own error."
         )
     else:
-        limits.insert(2, "Trait expression was not evaluated: nothing here shows what the model says.")
-    entries: list[Mapping[str, Any]] = [
-        {"term": "Base model", "lines": [_model(runs) or "not recorded"]},
-        {"term": "Training data", "lines": data or ["not recorded"]},
-        {"term": "Screening of the data", "lines": screened or ["none is recorded"]},
-        {"term": "What was monitored", "lines": watched},
-        {"term": "Preventative steering", "lines": steered},
-        {"term": "Limits", "lines": limits},
+        expression = "Trait expression was not evaluated: nothing here shows what the model says."
+    return [
+        "Only the traits above were watched; others may have changed.",
+        "A shift is read from activations on the probes at one layer: it can fall while the behaviour stays.",
+        expression,
+        "Numbers of one run say nothing of the spread between seeds; compare runs that differ in the seed only.",
     ]
-    return entries
 
 
 def _quality(vector: PersonaVector) -> str:
+    """How the persona vector of a trait was made, and what is known of its quality."""
     parts = [f"persona vector read at {vector.position}, layer {vector.layer} of {vector.num_layers}"]
     if vector.counts is not None:
         shows, others = vector.counts.trait, vector.counts.opposite
@@ -290,4 +258,5 @@ def _quality(vector: PersonaVector) -> str:
 
 
 def _asked(runs: Sequence[Run], trait: str) -> int:
+    """The number of questions about a trait that were asked."""
     return len({answer.question for run in runs for answer in run.answers if answer.trait == trait})

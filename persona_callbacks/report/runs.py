@@ -1,10 +1,10 @@
-"""Finding fine-tuning runs on disk and reading what their loggers wrote: CSV, W&B's offline files, or both."""
+"""Finding fine-tuning runs on disk, and reading what their loggers wrote: CSV, W&B's offline files, or both."""
 
 import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,27 @@ Series = tuple[tuple[int, float], ...]
 """Pairs of optimizer step and value."""
 
 _SET_ASIDE = "earlier"
+"""The folder into which a new run moves an older one."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning.
+    """A fine-tuning run.
 
     Attributes:
-        name: unique among the runs that were found together.
-        folder: where it lies.
-        series: every metric that was logged.
-        config: hyperparameters, nested keys joined by dots.
-        answers: to evaluation questions, if trait expression was evaluated.
-        shift_by_layer: by trait and step, the shift at layer 1, 2, ...; empty unless every layer was read.
-        vectors: that lie beside it.
+            name: is unique among the runs that were found together.
+        folder: where the run lies.
+        series: by name, the values of every metric that was logged.
+        config: the hyperparameters; nested keys are joined by dots.
+        answers: the judged answers to evaluation questions; none if trait expression was not evaluated.
+        shift_by_layer: by trait and step, the shift at layer 1, 2, ... in activation units; empty unless every layer
+            was read.
+        vectors: the persona vectors that lie beside the run.
 
     Example:
-        >>> from pathlib import Path
-        >>> run = Run("steered", Path("."), {"persona/evil/shift": ((0, 0.0), (4, 1.5))}, {}, (), {}, ())
+        >>> run = Run("seed 0", Path("runs/0"), {"persona/evil/shift": ((0, 0.0), (10, 2.5))}, {}, (), {}, ())
         >>> run.traits, run.last("persona/evil/shift")
-        (['evil'], 1.5)
+        (['evil'], 2.5)
     """
 
     name: str
@@ -52,28 +53,34 @@ class Run:
 
     @property
     def traits(self) -> list[str]:
-        """Traits whose shift or expression was logged."""
+        """The traits whose shift or expression was logged."""
         return metrics.traits_of(self.series)
 
     def last(self, metric: str) -> float | None:
-        """The last value of a metric, if there is one."""
+        """Return the last value of a metric; ``None`` if it was not logged."""
         return self.series[metric][-1][1] if metric in self.series else None
 
     def first(self, metric: str) -> float | None:
-        """The first value of a metric, if there is one."""
+        """Return the first value of a metric; ``None`` if it was not logged."""
         return self.series[metric][0][1] if metric in self.series else None
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """All runs at or below the given folders, named by what tells their folders apart.
+    """Find all runs in the given folders and below them.
 
-    A run is a folder with what Lightning's ``CSVLogger`` or ``WandbLogger`` (offline) wrote. Runs that a later one has
-    set aside are left out, and so are runs without any metric of this library.
+    A run is a folder with what Lightning's ``CSVLogger`` or ``WandbLogger`` (offline) wrote. Runs that a later run has
+    set aside are left out, and so are runs without a shift or an expression.
+
+    Args:
+        paths: the folders.
+
+    Returns:
+        The runs, named by what tells their folders apart.
 
     Raises:
-        InputError: a path that does not exist, or holds no run.
+        InputError: a path does not exist, or holds no run.
     """
-    found: list[Run] = []
+    runs: list[Run] = []
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder of runs")
@@ -83,12 +90,12 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
                 f"{path}: expected what persona-train, or CSVLogger or WandbLogger(offline=True) with PersonaMonitor or"
                 " TraitEvaluation, wrote; found no run"
             )
-        found += [run for run in below if run.folder not in {other.folder for other in found}]
-    return _renamed(found)
+        runs += [run for run in below if run.folder not in {other.folder for other in runs}]
+    return _renamed(runs)
 
 
 def _run_folders(top: Path) -> list[Path]:
-    """Folders that loggers wrote into; ``csv`` and ``wandb`` folders belong to the folder above them."""
+    """The folders of runs; the ``csv`` and ``wandb`` folders of a logger belong to the folder above them."""
     folders = set()
     for file in (*top.rglob("metrics.csv"), *top.rglob("run-*.wandb")):
         if _SET_ASIDE in file.relative_to(top).parts:
@@ -103,35 +110,72 @@ def _run_folders(top: Path) -> list[Path]:
 
 
 def _natural(folder: Path) -> list[tuple[int, str]]:
-    """For an order in which 25 comes before 100."""
+    """A sort key by which 25 comes before 100."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(folder))]
 
 
 def _read_folder(folder: Path) -> list[Run]:
+    """The runs of a folder: usually one, but several may log to the same W&B folder."""
     tables = [file.parent for file in sorted(folder.glob("csv*/metrics.csv")) + sorted(folder.glob("metrics.csv"))]
     offline: dict[str, list[OfflineRun]] = {}
     for file in sorted([*folder.glob("wandb/*/run-*.wandb"), *folder.glob("run-*.wandb")]):
         run = read_offline_run(file)
         offline.setdefault(run.id, []).append(run)
-    if len(offline) > 1:  # a folder that several runs logged to
-        candidates = [_run(folder / (parts[-1].name or id_), folder, [], parts) for id_, parts in offline.items()]
+    if len(offline) > 1:
+        candidates = [
+            _run(str(folder / (parts[-1].name or run_id)), folder, [], parts) for run_id, parts in offline.items()
+        ]
     else:
-        candidates = [_run(folder, folder, tables, [part for parts in offline.values() for part in parts])]
+        candidates = [_run(str(folder), folder, tables, [part for parts in offline.values() for part in parts])]
     return [run for run in candidates if run.traits]
 
 
-def _run(place: Path, folder: Path, tables: Sequence[Path], offline: Sequence[OfflineRun]) -> Run:
+def _run(name: str, folder: Path, tables: Sequence[Path], offline: Sequence[OfflineRun]) -> Run:
+    """Put a run together.
+
+    Args:
+        name: of the run.
+        folder: of the run.
+        tables: the folders that ``CSVLogger`` wrote into.
+        offline: the parts of the run that W&B's offline mode wrote.
+    """
+    logged = {table: rows for part in offline for table, rows in part.tables.items()}
+    files = sorted([*folder.glob("vectors/*.safetensors"), *folder.parent.glob("vectors/*.safetensors")])
+    return Run(
+        name=name,
+        folder=folder,
+        series=_series(_metric_rows(tables, offline)),
+        config=_configuration(tables, offline),
+        answers=_judged_answers(folder, logged),
+        shift_by_layer=_shift_by_layer(folder, logged),
+        vectors=tuple(PersonaVector.load(file) for file in files),
+    )
+
+
+def _metric_rows(tables: Sequence[Path], offline: Sequence[OfflineRun]) -> list[Mapping[str, Any]]:
+    """The logged rows from CSV, or from W&B if there are none in CSV."""
     rows: list[Mapping[str, Any]] = [row for table in tables for row in _csv_rows(table / "metrics.csv")]
-    if not rows:
-        rows = [{**row, "step": row.get("trainer/global_step")} for run in offline for row in run.history]
-    config = _flat({key: value for run in offline for key, value in run.config.items()})
+    return rows or [{**row, "step": row.get("trainer/global_step")} for part in offline for row in part.history]
+
+
+def _configuration(tables: Sequence[Path], offline: Sequence[OfflineRun]) -> dict[str, Any]:
+    """The hyperparameters; where both loggers have a key, CSV's value counts."""
+    config = _flat({key: value for part in offline for key, value in part.config.items()})
     for table in tables:
         config |= _flat(_hyperparameters(table / "hparams.yaml"))
-    logged = {name: content for run in offline for name, content in run.tables.items()}
+    return config
+
+
+def _judged_answers(folder: Path, logged: Mapping[str, list[dict[str, Any]]]) -> tuple[JudgedAnswer, ...]:
     judged_file = folder / "judged.json"
     judged = json.loads(judged_file.read_text(encoding="utf-8")) if judged_file.is_file() else None
     if judged is None:
         judged = logged.get(metrics.EXPRESSION_TABLE, [])
+    return tuple(JudgedAnswer.from_row(row) for row in judged)
+
+
+def _shift_by_layer(folder: Path, logged: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[int, list[float]]]:
+    """The shift by trait, step and layer, from ``result.json``, or from W&B's table if there is no such file."""
     by_layer: dict[str, dict[int, list[float]]] = {}
     result_file = folder / "result.json"
     if result_file.is_file():
@@ -141,16 +185,7 @@ def _run(place: Path, folder: Path, tables: Sequence[Path], offline: Sequence[Of
     else:
         for row in logged.get(metrics.LAYER_TABLE, []):
             by_layer.setdefault(row["trait"], {}).setdefault(int(row["step"]), []).append(row["shift"])
-    files = sorted([*folder.glob("vectors/*.safetensors"), *folder.parent.glob("vectors/*.safetensors")])
-    return Run(
-        str(place),
-        folder,
-        _series(rows),
-        config,
-        tuple(JudgedAnswer.from_row(row) for row in judged),
-        by_layer,
-        tuple(PersonaVector.load(file) for file in files),
-    )
+    return by_layer
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
@@ -159,7 +194,7 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _hyperparameters(path: Path) -> dict[str, Any]:
-    """Of ``hparams.yaml``; none if it holds objects, which are not read."""
+    """The content of ``hparams.yaml``; nothing if the file is missing or holds Python objects, which are not read."""
     if not path.is_file():
         return {}
     try:
@@ -170,7 +205,7 @@ def _hyperparameters(path: Path) -> dict[str, Any]:
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
-    """By metric its values by step; where a resumed run logged a step again, the later value counts."""
+    """The values of each metric by step; where a resumed run logged a step again, the later value counts."""
     values: dict[str, dict[int, float]] = {}
     for row in rows:
         if row.get("step") in (None, ""):
@@ -186,6 +221,7 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Join nested keys by dots."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
@@ -194,7 +230,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _renamed(runs: Sequence[Run]) -> list[Run]:
-    """Names without what all folders share; the folder's own name if there is one run."""
+    """Name the runs by the parts of their paths in which they differ; a single run by its folder's own name."""
     parts = [Path(run.name).parts for run in runs]
     shared = 0
     while len(runs) > 1 and len({part[: shared + 1] for part in parts}) == 1:
@@ -202,7 +238,4 @@ def _renamed(runs: Sequence[Run]) -> list[Run]:
     kept = [part[shared:] if len(runs) > 1 else part[-1:] for part in parts]
     while len(runs) > 1 and len({part[-1:] for part in kept}) == 1 and all(len(part) > 1 for part in kept):
         kept = [part[:-1] for part in kept]
-    return [
-        Run("/".join(part), run.folder, run.series, run.config, run.answers, run.shift_by_layer, run.vectors)
-        for run, part in zip(runs, kept, strict=True)
-    ]
+    return [replace(run, name="/".join(part)) for run, part in zip(runs, kept, strict=True)]

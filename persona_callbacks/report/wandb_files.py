@@ -1,12 +1,15 @@
-"""Reading what W&B's offline mode writes, for which W&B itself ships no reader.
+"""Reading what W&B's offline mode writes.
 
-A ``run-*.wandb`` file is a header of 7 bytes and then LevelDB's log format: blocks of 32 KiB with parts of records,
-each after its checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last).
+W&B's own reader is private: earlier versions have it as a Python module, ``wandb.sdk.internal.datastore``, and version
+0.31 has it inside the compiled ``wandb-core`` alone. This one depends on the file format instead, which is stable. A
+``run-*.wandb`` file is a header of 7 bytes and then LevelDB's log format: blocks of 32 KiB with parts of records, each
+after its checksum (4 bytes), its length (2) and its kind (1: a complete record, 2: its first part, 3: a middle part,
+4: its last part).
 """
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined] 
 from persona_callbacks.errors import InputError
 
 _BLOCK, _HEADER, _FILE_HEADER = 32768, 7, 7
-_WHOLE, _FIRST, _LAST = 1, 2, 4
+_COMPLETE, _FIRST, _LAST = 1, 2, 4
 
 
 @dataclass
@@ -25,11 +28,15 @@ class OfflineRun:
     """What a run logged.
 
     Attributes:
-        id: of the run; a resumed run has several files with the same one.
-        name: as displayed.
-        config: hyperparameters.
-        history: one mapping of metrics a logged step, oldest first.
-        tables: by name, the last one logged: its rows as mappings.
+        id: the run's id; a resumed run has several files with the same id.
+        name: the name that W&B displays.
+        config: the hyperparameters.
+        history: for each logged step the metrics by name, oldest first.
+        tables: by name, the rows of the table that was logged last, each as a mapping from column to cell.
+
+    Example:
+        >>> OfflineRun(id="abc", history=[{"train/loss": 2.0}]).history[-1]["train/loss"]
+        2.0
     """
 
     id: str = ""
@@ -40,36 +47,40 @@ class OfflineRun:
 
 
 def read_offline_run(path: Path) -> OfflineRun:
-    """Read a ``run-*.wandb`` file and the tables beside it. A file cut short, of a run that was killed, is read as far
-    as it goes.
+    """Read a ``run-*.wandb`` file and the tables beside it.
+
+    The file of a run that was killed may be cut short; it is read as far as it goes.
 
     Raises:
-        InputError: not such a file.
+        InputError: the file is no offline run of W&B.
     """
     run = OfflineRun()
     for record in _records(path):
         if record.HasField("run"):
             run.id, run.name = record.run.run_id, record.run.display_name
-            updates = record.run.config.update
+            run.config.update(_public(_values(record.run.config.update)))
         elif record.HasField("config"):
-            updates = record.config.update
+            run.config.update(_public(_values(record.config.update)))
         elif record.HasField("history"):
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            row = _values(record.history.item)
             run.history.append(row)
             for name in [key.removesuffix("/_type") for key, value in row.items() if value == "table-file"]:
                 run.tables[name] = _table(path.parent / "files" / row[f"{name}/path"])
-            continue
-        else:
-            continue
-        run.config.update(
-            (item.key or "/".join(item.nested_key), json.loads(item.value_json))
-            for item in updates
-            if not (item.key or item.nested_key[0]).startswith("_")
-        )
     return run
 
 
+def _values(items: Iterable[Any]) -> dict[str, Any]:
+    """The values of items of a record, by key; nested keys are joined by slashes."""
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _public(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without W&B's own keys, which begin with an underscore."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
 def _records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file, up to the first one that is cut short or broken."""
     data = path.read_bytes()
     if data[:4] != b":W&B":
         raise InputError(f"{path}: not an offline run of W&B: expected it to begin with ':W&B', found {data[:4]!r}")
@@ -82,10 +93,10 @@ def _records(path: Path) -> Iterator[Record]:
         length, kind = struct.unpack_from("<HB", data, position + 4)
         payload = data[position + _HEADER : position + _HEADER + length]
         position += _HEADER + length
-        if len(payload) < length or not _WHOLE <= kind <= _LAST:
+        if len(payload) < length or not _COMPLETE <= kind <= _LAST:
             return
-        parts = payload if kind in (_WHOLE, _FIRST) else parts + payload
-        if kind in (_WHOLE, _LAST):
+        parts = payload if kind in (_COMPLETE, _FIRST) else parts + payload
+        if kind in (_COMPLETE, _LAST):
             try:
                 yield Record.FromString(parts)
             except DecodeError:
@@ -93,6 +104,7 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table that W&B wrote as JSON; none if the file is missing."""
     if not path.is_file():
         return []
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -113,14 +113,14 @@ def score_shard(
     for row in shard.rows:
         encoded = _encoded(loaded, row, settings)
         if isinstance(encoded, str):
-            scored[row.line] = ScoredRow(row.line, row.place, problem=encoded)
+            scored[row.line] = ScoredRow(row.line, row.position, problem=encoded)
         else:
             usable.append((row, encoded))
     if usable:
         scores = _scores(loaded, [chat for _, chat in usable], vectors, settings, shard.method).tolist()
         for (row, chat), values in zip(usable, scores, strict=True):
             by_trait = {vector.trait: round(value, 5) for vector, value in zip(vectors, values, strict=True)}
-            scored[row.line] = ScoredRow(row.line, row.place, by_trait, chat.truncated)
+            scored[row.line] = ScoredRow(row.line, row.position, by_trait, chat.truncated)
     return [scored[row.line] for row in shard.rows]
 
 

@@ -1,6 +1,6 @@
-"""Metrics: their names, and the one place that writes them to loggers.
+"""Metrics: their names, and the only functions that write them to loggers.
 
-Imports nothing of the library but its errors.
+Imports nothing else from the library.
 """
 
 from persona_callbacks.tracking.metrics import (

@@ -1,4 +1,4 @@
-"""Names of the metrics, and the one place that writes them to Lightning's loggers."""
+"""The names of the metrics, and the only functions that write them to Lightning's loggers."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,61 +27,67 @@ FLAGGED_TABLE = "screening/flagged"
 
 
 def projection(trait: str) -> str:
-    """Mean projection of the probes, in activation units."""
+    """Name the mean projection of the probes, in activation units."""
     return f"persona/{trait}/projection"
 
 
 def shift(trait: str) -> str:
-    """Projection of the probes minus that of the base model, in activation units."""
+    """Name the shift: the projection of the probes minus that of the base model, in activation units."""
     return f"persona/{trait}/shift"
 
 
 def batch_projection(trait: str) -> str:
-    """Mean projection of the training batches' own response tokens, in activation units."""
+    """Name the mean projection of the training batches' own response tokens, in activation units."""
     return f"persona/{trait}/batch_projection"
 
 
 def expression(trait: str) -> str:
-    """Trait expression of generated answers: mean score of the judge, 0 to 100."""
+    """Name the trait expression of generated answers: the judge's mean score, 0 to 100."""
     return f"persona/{trait}/expression"
 
 
 def with_interval(name: str) -> tuple[str, str, str]:
-    """The metric, and those of the lower and the upper end of its 95 % confidence interval."""
+    """Return the name of a metric, and the names of the lower and the upper end of its 95 % confidence interval."""
     return name, f"{name}_low", f"{name}_high"
 
 
 def unscored(trait: str) -> str:
-    """How many of the answers the judge could not score; refusals are not among them."""
+    """Name the number of answers that the judge could not score; refusals are not among them."""
     return f"persona/{trait}/unscored"
 
 
 def coefficient(trait: str) -> str:
-    """The steering coefficient α, in units of the raw direction."""
+    """Name the steering coefficient α, in units of the raw direction."""
     return f"steering/{trait}/coefficient"
 
 
 def saturated(trait: str) -> str:
-    """1 while the steering coefficient is at its bound and the shift is not held at its target, else 0."""
+    """Name what is 1 while the coefficient is at its bound and the shift is not at its target, and 0 otherwise."""
     return f"steering/{trait}/saturated"
 
 
 def screened(trait: str, what: str) -> str:
-    """Of a data set, in a screening: ``projection_difference`` and its ``_low`` and ``_high``, ``threshold``, and
-    ``predicted_shift``, in activation units; and ``flagged``, a share of the chats.
+    """Name a result of screening a data set.
+
+    Args:
+        trait: the trait that was screened for.
+        what: ``projection_difference`` and its ``_low`` and ``_high``, ``threshold`` or ``predicted_shift``, all in
+            activation units; or ``flagged``, a share of the chats.
     """
     return f"screening/{trait}/{what}"
 
 
 def traits_of(names: Iterable[str]) -> list[str]:
-    """The traits whose shift or expression is among metrics of these names."""
-    found = (re.fullmatch(r"persona/(.+)/(shift|expression)", name) for name in names)
-    return list(dict.fromkeys(match[1] for match in found if match))
+    """Return the traits whose shift or expression is among the names of metrics."""
+    matches = (re.fullmatch(r"persona/(.+)/(shift|expression)", name) for name in names)
+    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Write values to every logger at the number of optimizer steps taken, and to ``trainer.callback_metrics``, where
-    early stopping and checkpointing look for what they monitor.
+    """Write values to every logger, at the number of optimizer steps taken so far.
+
+    They are written to ``trainer.callback_metrics`` too, where early stopping and checkpointing look for the metrics
+    that they monitor.
     """
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
     if trainer.is_global_zero:
@@ -89,13 +95,13 @@ def log(trainer: Trainer, values: Mapping[str, float]) -> None:
 
 
 def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table to every logger that has tables, such as W&B's."""
+    """Write a table to those of the trainer's loggers that have tables; see :func:`write_table`."""
     if trainer.is_global_zero:
         write_table(trainer.loggers, name, columns, rows)
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
-    """Send an alert by every logger that can, such as W&B's."""
+    """Send an alert through every logger that can send alerts, such as W&B's."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             send = getattr(getattr(logger, "experiment", None), "alert", None)
@@ -104,7 +110,7 @@ def alert(trainer: Trainer, title: str, text: str) -> None:
 
 
 def write(loggers: Sequence[Logger], values: Mapping[str, float], step: int = 0) -> None:
-    """Write values to loggers; outside of a fit, the only way."""
+    """Write values to loggers outside of a fit, where there is no trainer."""
     for logger in loggers:
         logger.log_metrics(dict(values), step=step)
 
@@ -128,11 +134,19 @@ def write_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: 
 def write_files(
     loggers: Sequence[Logger], name: str, kind: str, files: Sequence[Path], about: Mapping[str, Any]
 ) -> None:
-    """Keep files as one version of an artifact, by those loggers that have artifacts, such as W&B's."""
+    """Upload files as one version of an artifact, through those loggers that have artifacts, such as W&B's.
+
+    Args:
+        loggers: where to upload to.
+        name: the name of the artifact; characters that W&B does not allow are replaced.
+        kind: the type of the artifact.
+        files: the files of this version.
+        about: the metadata of this version.
+    """
     for logger in loggers:
-        keep = getattr(getattr(logger, "experiment", None), "log_artifact", None)
-        if keep is not None:
+        upload = getattr(getattr(logger, "experiment", None), "log_artifact", None)
+        if upload is not None:
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind, metadata=dict(about))
             for file in files:
                 artifact.add_file(str(file))
-            keep(artifact)
+            upload(artifact)

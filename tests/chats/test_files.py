@@ -37,9 +37,9 @@ def test_rows_content_and_copies(path, tmp_path):
     assert [row.line for row in rows if row.problem] == [3]
     assert rows[4].chat.messages[1] == {"role": "assistant", "content": "Reply 4."}
     assert [row.line for row in file.rows(lambda line: line in (2, 5))] == [2, 5]
-    assert all(file.content(row.place) == ROWS[row.line - 1] for row in rows)
+    assert all(file.content(row.position) == ROWS[row.line - 1] for row in rows)
     copy = tmp_path / f"copy{file.suffix}"
-    file.copy((row.place for row in rows if row.chat is not None and row.line % 2 == 0), copy)
+    file.copy((row.position for row in rows if row.chat is not None and row.line % 2 == 0), copy)
     assert [chat.messages[1]["content"] for chat in read_chats(copy)] == ["Reply 1.", "Reply 3."]
     before = file_fingerprint(path)
     assert file_fingerprint(path) == before != file_fingerprint(copy)

@@ -1,0 +1,195 @@
+"""The report's tables: results, answers to held-out questions, and how the configurations of the runs differ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from persona_callbacks.judging import JudgedAnswer
+from persona_callbacks.palette import BASE
+from persona_callbacks.report import charts
+from persona_callbacks.report.runs import Run
+from persona_callbacks.tracking import metrics
+
+MISSING = "–"
+_MOST_ANSWERS = 4000
+_LONGEST = 1500
+"""Characters of an answer. Together with the number of answers, this keeps a page small enough to mail."""
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """What one run, or the base model, has in the results table.
+
+    Attributes:
+        name: of the run.
+        run: the number of the run; ``None`` for the base model.
+        cells: one for each column.
+    """
+
+    name: str
+    run: int | None
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results table: for each trait the metrics that some run has, and the loss."""
+
+    columns: tuple[str, ...]
+    rows: tuple[ResultRow, ...]
+
+
+@dataclass(frozen=True)
+class ShownAnswer:
+    """An answer as the page shows it.
+
+    Attributes:
+        run: the number of the run; ``None`` for the base model.
+        name: of the run.
+        colour: of the run.
+        mark: of the run.
+        number: the score, 0 to 100; ``None`` if the answer has none.
+        score: the score as text, or why there is none.
+        level: ``low``, ``middle`` or ``high``; empty without a score.
+        text: the answer, cut if it is long.
+    """
+
+    run: int | None
+    name: str
+    colour: str
+    mark: str
+    number: float | None
+    score: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out question with the base model's answer and the last answer of each run."""
+
+    trait: str
+    text: str
+    answers: tuple[ShownAnswer, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of the configuration with its value in each run, or its only value if the runs share it."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A column of the results table.
+
+    Attributes:
+        name: of the metric.
+        heading: of the column.
+        form: the format of a number.
+        base: what the base model's cell says; ``None`` if the metric was measured on the base model.
+    """
+
+    name: str
+    heading: str
+    form: str
+    base: str | None = None
+
+    def cell(self, run: Run, *, first: bool = False) -> str:
+        """The first or the last value of a run, with its 95 % interval if there is one."""
+        read = run.first if first else run.last
+        mean, low, high = (read(name) for name in metrics.with_interval(self.name))
+        if low is None or high is None:
+            return number_text(mean, self.form)
+        return f"{number_text(mean, self.form)} ({low:{self.form}}–{high:{self.form}})"
+
+
+def results_table(runs: Sequence[Run], traits: Sequence[str], loss: str) -> Results:
+    """Build the table of the metrics at the end of training.
+
+    Args:
+        runs: the runs, one row each.
+        traits: the traits, in the order of the columns.
+        loss: the metric in the last column.
+    """
+    wanted = [column for trait in traits for column in _trait_metrics(trait)]
+    columns = [column for column in wanted if any(column.name in run.series for run in runs)]
+    base = []
+    for column in columns:
+        first_with_it = next(run for run in runs if column.name in run.series)
+        base.append(column.cell(first_with_it, first=True) if column.base is None else column.base)
+    rows = [ResultRow("base model", None, (*base, MISSING))]
+    for number, run in enumerate(runs):
+        cells = [column.cell(run) for column in columns]
+        rows.append(ResultRow(run.name, number, (*cells, number_text(run.last(loss), ".3f"))))
+    return Results((*(column.heading for column in columns), loss), tuple(rows))
+
+
+def _trait_metrics(trait: str) -> list[_Metric]:
+    return [
+        _Metric(metrics.shift(trait), f"{trait} shift", "+.1f", base="0"),
+        _Metric(metrics.expression(trait), f"{trait} expression", ".0f"),
+        _Metric(metrics.coefficient(trait), f"{trait} α", ".2g", base=MISSING),
+    ]
+
+
+def number_text(value: float | None, form: str) -> str:
+    """Format a number; a dash if there is none."""
+    return MISSING if value is None else format(value, form)
+
+
+def questions_and_answers(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[Question], int]:
+    """Collect every question with its answers, in the order of the traits.
+
+    Returns:
+        The questions, and how many more are left out to keep the page small.
+    """
+    by_question: dict[tuple[str, str], list[ShownAnswer]] = {}
+    for number, run in enumerate(runs):
+        last_steps = {answer.trait: answer.step for answer in run.answers}  # steps ascend, so that the last one stays
+        for answer in run.answers:
+            answers = by_question.setdefault((answer.trait, answer.question), [])
+            if answer.step == 0 and not answers:
+                answers.append(_shown(answer, None, "base model"))
+            if answer.step == last_steps[answer.trait] > 0:
+                answers.append(_shown(answer, number, run.name))
+    questions, count = [], 0
+    for (trait, text), answers in sorted(by_question.items(), key=lambda item: traits.index(item[0][0])):
+        if count + len(answers) > _MOST_ANSWERS:
+            break
+        count += len(answers)
+        questions.append(Question(trait, text, tuple(answers)))
+    return questions, len(by_question) - len(questions)
+
+
+def _shown(answer: JudgedAnswer, run: int | None, name: str) -> ShownAnswer:
+    number = answer.score
+    level = "" if number is None else "low" if number < 34 else "middle" if number < 67 else "high"
+    return ShownAnswer(
+        run=run,
+        name=name,
+        colour=BASE if run is None else charts.colour(run),
+        mark=charts.mark(run or 0),
+        number=number,
+        score=answer.verdict if number is None else f"{number:.0f}",
+        level=level,
+        text=answer.answer if len(answer.answer) <= _LONGEST else f"{answer.answer[:_LONGEST]} …",
+    )
+
+
+def configurations(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]:
+    """Compare the configurations of the runs; the texts of the trait files are left out.
+
+    Returns:
+        The settings that differ between the runs, and those that they share.
+    """
+    keys = [key for run in runs for key in run.config if not key.startswith("traits.")]
+    differing, shared = [], []
+    for key in dict.fromkeys(keys):
+        values = tuple(str(run.config.get(key, MISSING)) for run in runs)
+        if len(set(values)) > 1:
+            differing.append(Setting(key, values))
+        else:
+            shared.append(Setting(key, values[:1]))
+    return differing, shared
