@@ -42,16 +42,15 @@ def run_study(settings: StudySettings, folder: str | Path, console: Console | No
     """
     console = console or Console()
     folder = Path(folder)
-    with locked_folder(folder):
-        return _run(settings, folder, console)
-
-
-def _run(settings: StudySettings, folder: Path, console: Console) -> list[RunResult]:
     loaded = load_model(settings.source, console)
     nn.Module.to(loaded.model, settings.device)
     settings.check_model(loaded)
     ChatData(settings.data.chats, loaded.tokenizer, max_length=settings.max_length)  # chats that cannot be encoded
+    with locked_folder(folder):
+        return _run(settings, loaded, folder, console)
 
+
+def _run(settings: StudySettings, loaded: LoadedModel, folder: Path, console: Console) -> list[RunResult]:
     made_from = {**settings.configuration, **settings.data.facts()}
     study_id, resumed = _open_folder(folder, made_from)
     if resumed:
