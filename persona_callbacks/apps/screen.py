@@ -13,20 +13,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import (
-    chosen_device,
-    chosen_traits,
-    mistakes_in_one_line,
-    quiet_libraries,
-    whole_configuration,
-)
+from persona_callbacks.apps.opening import open_app
+from persona_callbacks.apps.start import mistakes_in_one_line, whole_configuration
 from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
-from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.model import ModelSource, dimensions, load_model
 from persona_callbacks.screening import (
     Screening,
     ScreeningFolder,
@@ -54,26 +46,18 @@ def run(cfg: DictConfig) -> Summary:
     """
     is_first = getattr(rank_zero_only, "rank", 0) == 0  # several processes run this same program
     console = Console(quiet=not is_first)
-    quiet_libraries()
     file = open_chat_file(cfg.data.path)
     folder = Path(cfg.out or f"outputs/screening/{file.path.stem}").absolute()
-    source: ModelSource = instantiate(cfg.model)
-    extraction: ExtractionSettings = instantiate(cfg.extraction)
+    opening = open_app(cfg, console)
     settings: ScreeningSettings = instantiate(cfg.screening)
     for path in cfg.predictions:
         load_lines(path)
-    traits = chosen_traits(cfg)
-    from_files = [PersonaVector.load(path) for path in cfg.vectors]
-    if not traits and not from_files:
+    if not opening.trait_names:
         raise InputError("no trait to screen for: choose some, trait=[evil], or name vector files, vectors=[...]")
     screening = Screening.plan(file, settings, folder)
-    loaded = load_model(source, console)
+    loaded = opening.load()
     settings.check_context(loaded)
-    nn.Module.to(loaded.model, chosen_device(cfg.trainer.accelerator))
-    shape = dimensions(loaded.model)
-    for vector in from_files:
-        vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)
-    vectors = [*from_files, *(persona_vector(loaded, trait, extraction, console) for trait in traits)]
+    vectors = opening.all_vectors(loaded)
     trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=[RichProgressBar(leave=True)], logger=False)
     warn_if_weak(vectors)
     summary = screen(loaded, screening, vectors, trainer, list(cfg.predictions))

@@ -29,18 +29,20 @@ class ScreenedData:
 
     Attributes:
         path: the file that was screened.
+        fingerprint: SHA-256 of it.
         chats: in the file's order.
         weights: one per chat, 1 on average; all 1 if the data are filtered.
         differences: by trait, the (weighted) mean projection difference of what is left, in activation units.
         method: of the screening.
 
     Example:
-        >>> data = ScreenedData(Path("chats.jsonl"), chats=(), weights=(), differences={"evil": -0.5}, method="exact")
+        >>> data = ScreenedData(Path("chats.jsonl"), "0123abcd", (), (), differences={"evil": -0.5}, method="exact")
         >>> data.differences["evil"]
         -0.5
     """
 
     path: Path
+    fingerprint: str
     chats: tuple[Chat, ...]
     weights: tuple[float, ...]
     differences: Mapping[str, float]
@@ -66,7 +68,8 @@ def screened_data(folder: str | Path, use: Use) -> ScreenedData:
         raise InputError(f"{folder}: screened {summary.drawn} of {summary.rows} rows; expected all of them")
     path = Path(summary.data)
     made_from = screening.made_from()
-    if made_from is None or file_fingerprint(path) != made_from["data_sha256"]:
+    fingerprint = file_fingerprint(path)
+    if made_from is None or fingerprint != made_from["data_sha256"]:
         raise InputError(f"{path}: has changed since it was screened into {folder}; screen it again")
     traits = list(summary.thresholds)
     scores_by_line = {
@@ -83,7 +86,8 @@ def screened_data(folder: str | Path, use: Use) -> ScreenedData:
     rows = open_chat_file(path).rows(lambda line: line in scores_by_line)
     chats = tuple(row.chat for row in rows if row.chat is not None)
     means = (weights[:, None] * scores).mean(dim=0).tolist()
-    return ScreenedData(path, chats, tuple(weights.tolist()), dict(zip(traits, means, strict=True)), summary.method)
+    differences = dict(zip(traits, means, strict=True))
+    return ScreenedData(path, fingerprint, chats, tuple(weights.tolist()), differences, summary.method)
 
 
 def reweighted(scores: Tensor, limits: Sequence[float], traits: Sequence[str]) -> Tensor:

@@ -81,8 +81,7 @@ class TrainingData:
         """
         left = screened_data(folder, use)
         weights = left.weights[:most] if use == "reweighted" else None
-        fingerprint = file_fingerprint(left.path)
-        return cls(left.chats[:most], left.path, fingerprint, f"{folder} ({use})", weights, left.differences)
+        return cls(left.chats[:most], left.path, left.fingerprint, f"{folder} ({use})", weights, left.differences)
 
     def facts(self) -> dict[str, Any]:
         """What loggers record of the data, so that an audit can name them."""
