@@ -10,6 +10,7 @@ import torch
 import yaml
 from builders import CHATS, QUICK, make_vector, tiny_model
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 
 from persona_callbacks import Adaptive, InputError
 from persona_callbacks.apps.configs import CONF
@@ -163,8 +164,9 @@ def test_the_app_trains_on_what_a_screening_leaves(screening, tokenizer, use, tm
     ]  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
         (result,) = train(compose("train", lines), tmp_path / "run")
-        with pytest.raises(InputError, match="start=screening: it needs data=screened"):
-            train(compose("train", ["data=evil", "steering.callback.coefficient.start=screening"]), tmp_path / "other")
+        with pytest.raises(InstantiationException, match="start=screening: it needs data=screened") as error:
+            train(compose("train", ["data=evil", "steering=screening"]), tmp_path / "other")
+        assert isinstance(error.value.__cause__, InputError)  # which the command shows in one line
     facts = yaml.safe_load((tmp_path / "run" / "unsteered" / "csv" / "hparams.yaml").read_text())
     assert facts["data_chats"] == (len(CHATS) if use == "reweighted" else len(CHATS) - summary.flagged)
     assert facts["data_file"] == summary.data
