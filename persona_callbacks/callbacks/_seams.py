@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import LanguageModel, dimensions, find_language_model
-from persona_callbacks.vectors import Layers, PersonaVector
+from persona_callbacks.vectors import PersonaVector
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
 
@@ -81,24 +81,6 @@ def response_tokens(batch: Any) -> Tensor | None:
     """``[batch, length]`` bool: the tokens that loss is taken on; ``None`` if the batch is no mapping with labels."""
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     return labels != -100 if isinstance(labels, Tensor) else None
-
-
-def check_layers(callback: str, layers: Layers, num_layers: int) -> None:
-    """Check a choice of layers before there are vectors.
-
-    Raises:
-        InputError: the choice is empty or unknown, or names a layer that a model of ``num_layers`` blocks lacks.
-    """
-    if layers in ("all", "chosen"):
-        return
-    if isinstance(layers, str) or not layers:
-        raise InputError(f"{callback}: layers: expected 'all', 'chosen' or a list of layers, found {layers!r}")
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= num_layers:
-            raise InputError(
-                f"{callback}: unknown layer {layer!r}; expected whole numbers from 0 (embedding output) to"
-                f" {num_layers} (after the last block)"
-            )
 
 
 def check_at_least_one(callback: str, **values: int | None) -> None:

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import check_layers
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.model import residual
 from persona_callbacks.vectors import (
     Layers,
     PersonaVector,
     SteeredPositions,
+    check_layers,
     check_vectors,
     steering_layers,
     warn_if_weak,
@@ -69,8 +69,7 @@ class Ablation(TrainingWriter):
         Raises:
             InputError: settings that cannot be.
         """
-        del traits  # no setting names any
-        check_layers(cls.__name__, layers, num_layers)
+        check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
 
     @override

@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import check_layers, find_model, is_logging_step, response_tokens
+from persona_callbacks.callbacks._seams import find_model, is_logging_step, response_tokens
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import base_model, device_of, probing, residual
 from persona_callbacks.tracking import metrics
-from persona_callbacks.vectors import Layers, PersonaVector, check_vectors, steering_layers, warn_if_weak
+from persona_callbacks.vectors import Layers, PersonaVector, check_layers, check_vectors, steering_layers, warn_if_weak
 
 
 class ProjectionRegularisation(Callback):
@@ -62,10 +62,9 @@ class ProjectionRegularisation(Callback):
         Raises:
             InputError: settings that cannot be.
         """
-        del traits  # no setting names any
         if weight < 0:
             raise InputError(f"{cls.__name__}: weight must be 0 or more, found {weight}")
-        check_layers(cls.__name__, layers, num_layers)
+        check_layers(layers, traits, num_layers)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

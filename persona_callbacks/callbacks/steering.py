@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._fit import TrainerFit
-from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, check_layers, is_logging_step
+from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, is_logging_step
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat
@@ -24,6 +24,7 @@ from persona_callbacks.vectors import (
     Layers,
     PersonaVector,
     SteeredPositions,
+    check_layers,
     check_vectors,
     steering_additions,
     steering_layers,
@@ -140,7 +141,7 @@ class PreventativeSteering(TrainingWriter):
         """
         del tokenizer  # any will do
         as_law(coefficient).check(traits)
-        check_layers(cls.__name__, layers, num_layers)
+        check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
         check_at_least_one(cls.__name__, batch_size=batch_size)
         if chats is not None and not chats:

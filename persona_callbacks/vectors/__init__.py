@@ -7,6 +7,7 @@ Imports `files` and `errors`.
 from persona_callbacks.vectors.additions import (
     Layers,
     SteeredPositions,
+    check_layers,
     incremental_directions,
     steering_additions,
     steering_layers,
@@ -30,6 +31,7 @@ __all__ = [
     "SweepPoint",
     "add",
     "basis",
+    "check_layers",
     "check_vectors",
     "common_layer",
     "cosine_table",

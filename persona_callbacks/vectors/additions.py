@@ -6,10 +6,25 @@ from typing import Literal
 from torch import Tensor
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.vectors.vector import PersonaVector
+from persona_callbacks.vectors.vector import PersonaVector, check_layer_number
 
 Layers = Literal["all", "chosen"] | Sequence[int]
 """Layers to act on: all of 1..L, each vector's chosen one, or a list."""
+
+
+def check_layers(layers: Layers, traits: Sequence[str], num_layers: int) -> None:
+    """Check a choice of layers for traits whose vectors, of a model of ``num_layers`` blocks, need not be there yet.
+
+    Raises:
+        InputError: the choice is empty or unknown, or names a layer that the model lacks.
+    """
+    if layers in ("all", "chosen"):
+        return
+    if isinstance(layers, str) or not layers:
+        raise InputError(f"layers: expected 'all', 'chosen' or a list of layers, found {layers!r}")
+    for trait in traits:
+        for layer in layers:
+            check_layer_number(trait, layer, num_layers)
 
 
 def steering_layers(vectors: Sequence[PersonaVector], layers: Layers) -> dict[str, list[int]]:
@@ -20,12 +35,11 @@ def steering_layers(vectors: Sequence[PersonaVector], layers: Layers) -> dict[st
     """
     chosen = {}
     for vector in vectors:
+        check_layers(layers, [vector.trait], vector.num_layers)
         if layers == "all":
             chosen[vector.trait] = list(range(1, vector.num_layers + (not vector.last_row_normed)))
         elif layers == "chosen":
             chosen[vector.trait] = [vector.layer]
-        elif isinstance(layers, str) or not layers:
-            raise InputError(f"layers: expected 'all', 'chosen' or a list of layers, found {layers!r}")
         else:
             chosen[vector.trait] = sorted({vector.check_layer(layer) for layer in layers})
     return chosen

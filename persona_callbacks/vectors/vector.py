@@ -117,11 +117,7 @@ class PersonaVector:
         Raises:
             InputError: it is no layer of the vector, or its row was read after the final norm.
         """
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= self.num_layers:
-            raise InputError(
-                f"persona vector {self.trait!r}: unknown layer {layer!r}; expected a whole number from 0 (embedding"
-                f" output) to {self.num_layers} (after the last block)"
-            )
+        check_layer_number(self.trait, layer, self.num_layers)
         if self.last_row_normed and layer == self.num_layers:
             raise InputError(
                 f"persona vector {self.trait!r}: its row of layer {layer} was read after the final norm, not at the"
@@ -280,6 +276,19 @@ class PersonaVector:
             return cls.from_metadata(tensors["directions"], metadata)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+
+def check_layer_number(trait: str, layer: object, num_layers: int) -> None:
+    """Check that the vector of a trait, of a model of ``num_layers`` blocks, has such a layer.
+
+    Raises:
+        InputError: it has not.
+    """
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= num_layers:
+        raise InputError(
+            f"persona vector {trait!r}: unknown layer {layer!r}; expected a whole number from 0 (embedding output) to"
+            f" {num_layers} (after the last block)"
+        )
 
 
 def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]:
