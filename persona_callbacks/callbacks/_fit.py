@@ -1,7 +1,7 @@
 """The fit that begins, as laws and starts ask about it."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -74,7 +75,7 @@ class TrainerFit:
     def chats(self, count: int) -> ChatShare:
         """A share, for each process, of the same sample of the training chats."""
         if self.given_chats is None:
-            chats = sample_chats(self.callback, self.trainer, count)
+            chats = sample_chats(self.callback, self.trainer, count, lambda: self.loaded.tokenizer)
         else:
             chats = [encode_chat(chat, self.loaded.tokenizer) for chat in self.given_chats[:count]]
         return ChatShare(chats[self.trainer.global_rank :: self.trainer.world_size], len(chats))
@@ -85,7 +86,9 @@ class TrainerFit:
         return sum_over_processes(self.trainer, values.to(device)).to(values.device)
 
 
-def sample_chats(callback: str, trainer: Trainer, count: int) -> list[EncodedChat]:
+def sample_chats(
+    callback: str, trainer: Trainer, count: int, tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> list[EncodedChat]:
     """Chats drawn at random from the data set behind the training loader, the same in every process. Neither the loader
     nor any random state is touched.
 
@@ -93,6 +96,7 @@ def sample_chats(callback: str, trainer: Trainer, count: int) -> list[EncodedCha
         callback: the callback that needs them, for errors.
         trainer: with its training loader set up.
         count: how many; all if there are fewer.
+        tokenizer: gives the tokenizer, which tells padding from text in items without an `attention_mask`.
 
     Raises:
         MisconfigurationException: the data set has no length and items to ask for, or they are no token sequences
@@ -107,7 +111,7 @@ def sample_chats(callback: str, trainer: Trainer, count: int) -> list[EncodedCha
             f"{callback} screens a sample of the training data, and found no data set with a length and items behind"
             f" the training loader ({type(trainer.train_dataloader).__name__}); pass a constant coefficient, or chats="
         ) from error
-    chats = [chat for chat in map(_encoded, items) if chat is not None]
+    chats = [chat for item in items if (chat := _encoded(callback, item, tokenizer)) is not None]
     if not chats:
         raise MisconfigurationException(
             f"{callback} screens a sample of the training data, and found no item with 'input_ids' and 'labels' that"
@@ -116,18 +120,36 @@ def sample_chats(callback: str, trainer: Trainer, count: int) -> list[EncodedCha
     return chats
 
 
-def _encoded(item: Any) -> EncodedChat | None:
-    """An item as a chat whose response is the last run of tokens that loss is taken on."""
+def _encoded(callback: str, item: Any, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> EncodedChat | None:
+    """An item as a chat whose response is the last run of tokens that loss is taken on; padding is left out."""
     if isinstance(item, EncodedChat):
         return item
     if not isinstance(item, Mapping) or not {"input_ids", "labels"} <= item.keys():
         return None
-    marks = [int(label) != -100 for label in torch.as_tensor(item["labels"]).flatten()]
+    ids, labels = (torch.as_tensor(item[name]).flatten() for name in ("input_ids", "labels"))
+    mask = item.get("attention_mask")
+    text = torch.as_tensor(mask).flatten().bool() if mask is not None else _after_padding(callback, ids, tokenizer())
+    ids, marks = ids[text], (labels[text] != -100).tolist()
     if True not in marks:
         return None
     end = len(marks) - marks[::-1].index(True)
     start = end - marks[:end][::-1].index(False) if False in marks[:end] else 0
     if start == 0:
         return None  # no prompt
-    ids = tuple(int(token) for token in torch.as_tensor(item["input_ids"]).flatten()[:end])
-    return EncodedChat(ids, start, tuple(index >= start for index in range(end)), tuple(marks[:end]))
+    response = tuple(index >= start for index in range(end))
+    return EncodedChat(tuple(ids[:end].tolist()), start, response, tuple(marks[:end]))
+
+
+def _after_padding(callback: str, ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """``[length]`` bool: the tokens of an item without an attention mask that are not padding on its left. Padding on
+    its right comes after the last response, where the chat ends anyway.
+    """
+    is_text: Tensor = (ids != tokenizer.pad_token_id).cumsum(0) > 0
+    if tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return is_text
+    if int((~is_text).sum()) > 1:  # a single such token may open the text
+        rank_zero_warn(
+            f"{callback}: items of the training data begin with several {tokenizer.pad_token!r}, which pads and is text"
+            " as well; it is taken for text. Give the items an 'attention_mask', or the tokenizer its own pad token"
+        )
+    return torch.ones_like(is_text)

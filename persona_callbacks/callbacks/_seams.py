@@ -1,6 +1,6 @@
-"""Where callbacks touch Lightning: other callbacks, processes, the model and tokenizer behind a module, and batches."""
+"""Where callbacks touch Lightning: other callbacks, processes, the tokenizer behind a module, and batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import LanguageModel, dimensions, find_language_model
-from persona_callbacks.vectors import PersonaVector
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
 
@@ -35,19 +33,6 @@ def sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:
     summed = trainer.strategy.reduce(values.clone(), reduce_op="sum")
     assert isinstance(summed, Tensor)
     return summed
-
-
-def find_model(pl_module: LightningModule, vectors: Sequence[PersonaVector]) -> LanguageModel:
-    """The language model in a Lightning module.
-
-    Raises:
-        InputError: there is none, or one of the vectors does not fit it.
-    """
-    model = find_language_model(pl_module)
-    shape = dimensions(model)
-    for vector in vectors:
-        vector.check_fits(shape.num_layers, shape.hidden_size, shape.model_id)
-    return model
 
 
 def find_tokenizer(

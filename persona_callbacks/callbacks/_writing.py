@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import find_model, response_tokens
+from persona_callbacks.callbacks._refusing import RefusingCallback
+from persona_callbacks.callbacks._seams import response_tokens
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
 from persona_callbacks.vectors import PersonaVector, SteeredPositions
 
 
-class TrainingWriter(Callback, ABC):
+class TrainingWriter(RefusingCallback, ABC):
     """Write from the start of each training batch to its end, backward included; never in validation, prediction or
     probe passes. After the fit, an exception or an interrupt, the model is as it was.
     """
@@ -31,7 +32,7 @@ class TrainingWriter(Callback, ABC):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, and attach to the model, inactive."""
-        model = find_model(pl_module, self.vectors)
+        model = self.find_model(pl_module, self.vectors)
         self._writer = self.attached(model)
 
     @override

@@ -5,11 +5,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._seams import callbacks_of
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.steering import PreventativeSteering
@@ -20,7 +21,7 @@ from persona_callbacks.tracking import metrics
 Action = Literal["warn", "stop", "roll_back"]
 
 
-class DriftGuard(Callback):
+class DriftGuard(RefusingCallback):
     """Watch the shift that :class:`PersonaMonitor` reads and the trait expression that :class:`TraitEvaluation` scores,
     and act when a limit is passed: warn, stop training, or roll the trained weights back to those of the last reading
     within all limits, and stop.
@@ -94,6 +95,7 @@ class DriftGuard(Callback):
         Raises:
             MisconfigurationException: it is not among the callbacks, comes after this one, or has no such trait.
         """
+        self.refuse_sharded(pl_module)
         monitors = callbacks_of(trainer, PersonaMonitor, before=self)
         evaluations = callbacks_of(trainer, TraitEvaluation, before=self)
         self._steerings = callbacks_of(trainer, PreventativeSteering, before=self)

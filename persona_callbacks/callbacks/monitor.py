@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._seams import (
     check_at_least_one,
-    find_model,
     find_tokenizer,
     is_logging_step,
     response_tokens,
@@ -53,7 +53,7 @@ class Reading:
     shift_by_layer: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-class PersonaMonitor(Callback):
+class PersonaMonitor(RefusingCallback):
     """Measure the shift of every trait on held-out probes throughout training. It changes nothing in the run.
 
     Before step 1, every ``every_n_steps`` optimizer steps and at the end, each trait's probes are run once, unsteered
@@ -194,7 +194,7 @@ class PersonaMonitor(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, find the tokenizer, encode the probes, attach the batch reader."""
-        self._model = find_model(pl_module, self.vectors)
+        self._model = self.find_model(pl_module, self.vectors)
         self._requests = {}
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id

@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import find_model, is_logging_step, response_tokens
+from persona_callbacks.callbacks._refusing import RefusingCallback
+from persona_callbacks.callbacks._seams import is_logging_step, response_tokens
 from persona_callbacks.errors import InputError
-from persona_callbacks.model import base_model, device_of, probing, residual
+from persona_callbacks.model import base_model, device_of, probing, removable_adapters, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import Layers, PersonaVector, check_layers, check_vectors, steering_layers, warn_if_weak
 
 
-class ProjectionRegularisation(Callback):
+class ProjectionRegularisation(RefusingCallback):
     """Add a penalty to the training loss on how far the model has moved along the persona vectors on the training batch
     itself (Chen et al. 2025, J.5, where the model bypasses it: the trait is written elsewhere).
 
@@ -68,8 +69,18 @@ class ProjectionRegularisation(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that every vector fits, attach to the model, and add the penalty to what the training step returns."""
-        self._model = find_model(pl_module, self.vectors)
+        """Check that every vector fits, attach to the model, and add the penalty to what the training step returns.
+
+        Raises:
+            MisconfigurationException: there is no trained adapter, so that there is no base model to compare with.
+        """
+        self._model = self.find_model(pl_module, self.vectors)
+        if not removable_adapters(self._model):
+            raise MisconfigurationException(
+                "ProjectionRegularisation: the penalty compares with the base model, and this model has no adapter that"
+                " is trained and could be disabled, so that it would always be 0; train an adapter (LoRA), or use"
+                " PreventativeSteering for a full fine-tuning"
+            )
         self._layers = sorted({layer for of_trait in self._chosen.values() for layer in of_trait})
         # [layers, traits, hidden_size], in units of the directions' norms; 0 where a trait is not penalised.
         units = torch.zeros(len(self._layers), len(self.vectors), self.vectors[0].directions.shape[1])

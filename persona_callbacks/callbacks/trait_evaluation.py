@@ -5,13 +5,13 @@ from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import distributed, nn
+from torch import distributed
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._seams import check_at_least_one, find_tokenizer
 from persona_callbacks.errors import InputError
 from persona_callbacks.judging import (
@@ -24,7 +24,7 @@ from persona_callbacks.judging import (
     answer_questions,
     scores_or_error,
 )
-from persona_callbacks.model import LoadedModel, Sampling, dimensions, find_language_model
+from persona_callbacks.model import LoadedModel, Sampling, dimensions, removable_adapters
 from persona_callbacks.tracking import metrics
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
@@ -47,7 +47,7 @@ class Evaluation:
     expression: Expression
 
 
-class TraitEvaluation(Callback):
+class TraitEvaluation(RefusingCallback):
     """Generate answers to held-out questions during training, unsteered, and have a judge score how much they show each
     trait. It changes nothing in the run.
 
@@ -176,12 +176,12 @@ class TraitEvaluation(Callback):
             MisconfigurationException: the contrastive judge is needed, and there is no adapter to get back to the base
                 model by.
         """
-        model = find_language_model(pl_module)
+        model = self.find_model(pl_module)
         model_id = dimensions(model).model_id
         tokenizer = self.tokenizer or find_tokenizer("TraitEvaluation", trainer, pl_module, model_id)
         self._loaded = LoadedModel(model, tokenizer, model_id)
         contrastive = [trait for trait in self.traits if trait.name not in self.judges]
-        if contrastive and not _has_adapter(model):
+        if contrastive and not removable_adapters(model):
             raise MisconfigurationException(
                 f"TraitEvaluation: the contrastive judge of {contrastive[0].name!r} scores with the base model, and"
                 " this model has no adapter that could be disabled; pass judges={...} for a full fine-tuning"
@@ -248,10 +248,6 @@ class TraitEvaluation(Callback):
 
     def _table(self, trainer: Trainer) -> None:
         metrics.log_table(trainer, metrics.EXPRESSION_TABLE, _COLUMNS, [astuple(row) for row in self.rows])
-
-
-def _has_adapter(model: nn.Module) -> bool:
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def _from_all_processes(trainer: Trainer, own: list[tuple[Answer, Score]]) -> list[tuple[Answer, Score]]:

@@ -4,12 +4,14 @@ Imports `vectors`, `chats` and what lies below them.
 """
 
 from persona_callbacks.model.activations import activations, iterate_activations, position_weights, projections
+from persona_callbacks.model.adapters import adapter_obstacle, removable_adapters
 from persona_callbacks.model.architecture import (
     Dimensions,
     LanguageModel,
     device_of,
     dimensions,
     find_language_model,
+    is_sharded,
 )
 from persona_callbacks.model.batching import BatchLimits, Group, shared_groups
 from persona_callbacks.model.differences import approximate_difference, projection_difference
@@ -61,6 +63,7 @@ __all__ = [
     "TransformersGenerator",
     "VllmGenerator",
     "activations",
+    "adapter_obstacle",
     "approximate_difference",
     "base_model",
     "check_adapter",
@@ -69,6 +72,7 @@ __all__ = [
     "dimensions",
     "find_language_model",
     "generate",
+    "is_sharded",
     "iterate_activations",
     "iterate_responses",
     "load_model",
@@ -79,6 +83,7 @@ __all__ = [
     "projection_difference",
     "projections",
     "read",
+    "removable_adapters",
     "response_log_probabilities",
     "share_prefix",
     "shared_groups",

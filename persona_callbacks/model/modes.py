@@ -1,13 +1,13 @@
 """Modes that a model runs in inside a ``with`` block, and that leave no trace of it afterwards."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from persona_callbacks.errors import InputError
+from persona_callbacks.model.adapters import adapter_layers, adapter_obstacle, removable_adapters
 from persona_callbacks.model.residual import unsteered
 
 
@@ -30,24 +30,36 @@ def probing(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def base_model(model: nn.Module) -> Iterator[None]:
-    """Disable every adapter inside the block, so that the model is the base model.
+    """Disable every adapter that is trained inside the block, so that the model is the base model. An adapter that is
+    frozen while another is trained belongs to the base model; if nothing is trained, every adapter is disabled.
 
     Which adapters are active and which weights require gradients is restored afterwards. A model without adapters stays
     as it is.
+
+    Raises:
+        InputError: an adapter is merged, or is of a kind that cannot be disabled.
     """
-    adapters = [
-        module
-        for module in model.modules()
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and not module.disable_adapters
-    ]
+    obstacle = adapter_obstacle(model)
+    if obstacle is not None:
+        raise InputError(f"{type(model).__name__}: {obstacle}")
+    left_out = removable_adapters(model)
     # PEFT switches requires_grad along with the adapter; which weights are trained is not ours to change.
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for adapter in adapters:
-            adapter.enable_adapters(False)
-        yield
-    finally:
-        for adapter in adapters:
-            adapter.enable_adapters(True)
+
+    def restore_trained() -> None:
         for parameter, requires_grad in trained:
             parameter.requires_grad_(requires_grad)
+
+    with ExitStack() as stack:
+        stack.callback(restore_trained)
+        for layer in adapter_layers(model):
+            active = list(layer.active_adapters)
+            kept = [name for name in active if name not in left_out]
+            if not kept:
+                stack.callback(layer.enable_adapters, True)
+                layer.enable_adapters(False)
+            elif kept != active:
+                stack.callback(layer.set_adapter, active)
+                layer.set_adapter(kept)
+        restore_trained()  # inside the block as well, where it tells which adapters are left out already
+        yield

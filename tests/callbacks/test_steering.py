@@ -1,5 +1,6 @@
 """Adaptive and scheduled steering, ablation, regularisation, and the guard, in real fits of tiny models."""
 
+import copy
 import math
 from collections import Counter
 
@@ -140,7 +141,7 @@ def adaptive(vectors, **law):
 def test_adaptive_starts_where_the_data_are_likeliest(tokenizer, tmp_path):
     """Against a brute-force search with the vector written into the model's code."""
     vector = small_vector()
-    chats = sample_chats("test", type("T", (), {"train_dataloader": batches()})(), 6)
+    chats = sample_chats("test", type("T", (), {"train_dataloader": batches()})(), 6, lambda: tokenizer)
 
     def loss(alpha):
         model = written_into(tiny_model(), steering_additions([vector], {"evil": alpha}, "all")).eval()
@@ -161,6 +162,46 @@ def test_adaptive_starts_where_the_data_are_likeliest(tokenizer, tmp_path):
     assert steering.coefficients["evil"] == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("mask", [True, False], ids=["mask", "no mask"])
+def test_start_does_not_depend_on_padding(side, mask, tokenizer, tmp_path):
+    def start(pad):
+        torch.manual_seed(0)
+        items = []
+        for item in batches().dataset:
+            kept = {name: values[item["attention_mask"] == 1] for name, values in item.items()}
+            if not mask:
+                del kept["attention_mask"]
+            fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
+            items.append({name: pad(values, fill[name]) for name, values in kept.items()})
+        steering = PreventativeSteering([small_vector()], Adaptive(LikeliestStart(samples=6), feedback=False))
+        trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                             enable_progress_bar=False, enable_model_summary=False, callbacks=[steering],
+                             default_root_dir=tmp_path)  # fmt: skip
+        trainer.fit(ForeignModule(tiny_model(peft=True), tokenizer), torch.utils.data.DataLoader(items))
+        return steering.coefficients["evil"]
+
+    def padded(values, fill):
+        return torch.nn.functional.pad(values, (20, 0) if side == "left" else (0, 20), value=fill)
+
+    expected = start(lambda values, fill: values)
+    assert expected > 0
+    assert start(padded) == pytest.approx(expected, rel=1e-6)
+
+
+def test_padding_that_may_be_text_is_told(tokenizer):
+    twin = copy.deepcopy(tokenizer)
+    twin.pad_token = twin.eos_token
+    pad = twin.pad_token_id
+    item = {"input_ids": [pad, pad, 7, 8], "labels": [-100, -100, -100, 8]}
+    trainer = type("T", (), {"train_dataloader": torch.utils.data.DataLoader([item])})()
+    with pytest.warns(UserWarning, match="Give the items an 'attention_mask'"):
+        (chat,) = sample_chats("test", trainer, 1, lambda: twin)
+    assert chat.input_ids == (pad, pad, 7, 8)
+    (chat,) = sample_chats("test", trainer, 1, lambda: tokenizer)
+    assert chat.input_ids == (pad, pad, 7, 8), "no pad token of this tokenizer"
+
+
 def test_projection_difference_start_against_a_slow_reading(tokenizer, tmp_path):
     vector = small_vector()
     steering = PreventativeSteering([vector], Adaptive(MatchingStart(samples=6, max_new_tokens=5), feedback=False))
@@ -169,7 +210,7 @@ def test_projection_difference_start_against_a_slow_reading(tokenizer, tmp_path)
     fit(ForeignModule(model, tokenizer), [steering], tmp_path, max_steps=1, limit_val_batches=0)
     differences = []
     unit = vector.unit_direction()
-    for chat in sample_chats("test", type("T", (), {"train_dataloader": batches()})(), 6):
+    for chat in sample_chats("test", type("T", (), {"train_dataloader": batches()})(), 6, lambda: tokenizer):
         prompt = list(chat.input_ids[: chat.prompt_length])
         own = list(prompt)
         for _ in range(5):

@@ -1,8 +1,11 @@
 """Reading the residual stream, against an independent slow reference."""
 
+import copy
+
 import pytest
 import torch
 from builders import FAMILIES, QUESTIONS, make_vector, slow_reference, tiny_model
+from peft import LoraConfig, get_peft_model
 
 from persona_callbacks.chats import Chat, encode_chat, encode_prompt
 from persona_callbacks.model import BatchLimits, LoadedModel, activations, base_model, projections
@@ -102,3 +105,36 @@ def test_base_model_disables_adapters_and_restores_what_is_trained(tokenizer):
             assert torch.equal(wrapped(input_ids=ids).logits, bare(input_ids=ids).logits)
         assert not torch.allclose(wrapped(input_ids=ids).logits, bare(input_ids=ids).logits)
     assert trained == [parameter.requires_grad for parameter in wrapped.parameters()]
+
+
+@pytest.mark.parametrize("earlier", ["weights", "embedding"])
+def test_frozen_adapter_belongs_to_the_base_model(earlier):
+    """Two adapters are active and one is trained: the base model is the model with the other one alone."""
+    size = {"r": 2, "task_type": "CAUSAL_LM", "init_lora_weights": False}
+    targets = "all-linear" if earlier == "weights" else ["embed_tokens"]
+    both = get_peft_model(tiny_model(), LoraConfig(**size, target_modules=targets), "earlier").eval()
+    alone = copy.deepcopy(both)
+    both.add_adapter("now", LoraConfig(**size, target_modules="all-linear"))
+    both.base_model.set_adapter(["earlier", "now"])
+    for name, parameter in both.named_parameters():
+        parameter.requires_grad_(".now" in name)
+    required = {name: parameter.requires_grad for name, parameter in both.named_parameters()}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before, expected = both(input_ids=ids).logits, alone(input_ids=ids).logits
+        assert not torch.allclose(before, expected)
+        with base_model(both):
+            assert torch.equal(both(input_ids=ids).logits, expected)
+            with base_model(both):
+                assert torch.equal(both(input_ids=ids).logits, expected)
+            assert torch.equal(both(input_ids=ids).logits, expected)
+        assert torch.equal(both(input_ids=ids).logits, before)
+    assert required == {name: parameter.requires_grad for name, parameter in both.named_parameters()}
+    assert both.active_adapters == ["earlier", "now"]
+
+
+def test_frozen_adapter_is_left_out_where_nothing_is_trained():
+    bare, wrapped = tiny_model().eval(), tiny_model(peft=True).eval().requires_grad_(False)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad(), base_model(wrapped):
+        assert torch.equal(wrapped(input_ids=ids).logits, bare(input_ids=ids).logits)

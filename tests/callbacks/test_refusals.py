@@ -1,0 +1,123 @@
+"""What callbacks refuse before training, because it would go wrong in silence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from builders import LOUD, SHORT, ForeignModule, LengthJudge, all_hooks, fit, make_vector, tiny_model, weights
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+
+from persona_callbacks import (
+    Ablation,
+    DriftGuard,
+    PersonaMonitor,
+    PreventativeSteering,
+    ProjectionRegularisation,
+    TraitEvaluation,
+)
+
+MAKERS = {
+    "PersonaMonitor": lambda: PersonaMonitor([make_vector()]),
+    "PreventativeSteering": lambda: PreventativeSteering([make_vector()], 1.0),
+    "Ablation": lambda: Ablation([make_vector()]),
+    "ProjectionRegularisation": lambda: ProjectionRegularisation([make_vector()]),
+    "TraitEvaluation": lambda: TraitEvaluation([LOUD], judges={"loud": LengthJudge()}, sampling=SHORT),
+}
+every_callback = pytest.mark.parametrize("name", MAKERS)
+
+
+def refused(module, callback, tmp_path, match, **kwargs):
+    """The fit ends with the error before the first training step, and leaves the module as it was."""
+    before, hooks = weights(module), all_hooks(module)
+    steps = []
+    module.during = lambda stage: steps.append(stage)
+    with pytest.raises(MisconfigurationException, match=match) as raised:
+        fit(module, [callback], tmp_path, num_sanity_val_steps=0, **kwargs)
+    assert not steps
+    assert all_hooks(module) == hooks
+    assert all(torch.equal(before[key], value) for key, value in weights(module).items())
+    assert type(callback).__name__ in str(raised.value)
+
+
+@pytest.mark.parametrize("config", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])
+@every_callback
+def test_virtual_tokens_are_refused(name, config, tokenizer, tmp_path):
+    lm = get_peft_model(tiny_model(), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    kind = {"PrefixTuningConfig": "PREFIX_TUNING", "PromptTuningConfig": "PROMPT_TUNING"}.get(config.__name__)
+    refused(ForeignModule(lm, tokenizer), MAKERS[name](), tmp_path, kind or "P_TUNING")
+
+
+@every_callback
+def test_merged_adapter_is_refused_and_stays_merged(name, tokenizer, tmp_path):
+    lm = tiny_model(peft=True)
+    lm.merge_adapter()
+    refused(ForeignModule(lm, tokenizer), MAKERS[name](), tmp_path, r"'default' is merged .* unmerge_adapter\(\)")
+    assert all(layer.merged for layer in lm.modules() if hasattr(layer, "merged"))
+
+
+@pytest.mark.parametrize("lm", [lambda: tiny_model(), lambda: frozen_beside_full()], ids=["bare", "frozen adapter"])
+def test_regularisation_without_a_trained_adapter_is_refused(lm, tokenizer, tmp_path):
+    module = ForeignModule(lm(), tokenizer)
+    refused(module, ProjectionRegularisation([make_vector()]), tmp_path, "would always be 0; train an adapter")
+
+
+def frozen_beside_full():
+    """The base weights are trained, the adapter is not."""
+    lm = tiny_model(peft=True)
+    for key, parameter in lm.named_parameters():
+        parameter.requires_grad_("lora" not in key)
+    return lm
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+@pytest.mark.parametrize("name", [*MAKERS, "DriftGuard"])
+def test_sharded_strategies_are_refused(name, strategy, tokenizer, tmp_path):
+    """At the seam: Lightning sets FSDP up on GPUs only, and DeepSpeed need not be installed."""
+    callback = DriftGuard(shift=1.0) if name == "DriftGuard" else MAKERS[name]()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    real = strategy.__new__(strategy) if strategy is DeepSpeedStrategy else strategy()
+    trainer._accelerator_connector.strategy = real
+    with pytest.raises(MisconfigurationException, match=f"{name}: the {strategy.__name__} .*strategy='ddp'"):
+        callback.setup(trainer, ForeignModule(tiny_model(peft=True), tokenizer), "fit")
+
+
+SHARDED = """
+import sys
+sys.path.insert(0, {tests!r})
+import lightning.pytorch as pl
+from builders import ForeignModule, batches, make_tokenizer, make_vector, tiny_model
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from persona_callbacks import PersonaMonitor
+
+class Sharded(ForeignModule):
+    def configure_model(self):
+        for block in self.lm.model.layers:
+            fully_shard(block)
+        fully_shard(self.lm)
+
+if __name__ == "__main__":
+    devices, strategy = 2, ModelParallelStrategy(process_group_backend="gloo")
+    if sys.argv[1] == "own":
+        devices, strategy = 1, "auto"
+        distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=1, logger=False,
+                         enable_checkpointing=False, callbacks=[PersonaMonitor([make_vector()])])
+    trainer.fit(Sharded(tiny_model(), make_tokenizer()), batches())
+"""
+
+
+@pytest.mark.parametrize(("how", "named"), [("parallel", "the ModelParallelStrategy"), ("own", "(DTensor or FSDP)")])
+def test_fit_with_split_weights_ends_with_the_error(how, named, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SHARDED.format(tests=str(Path(__file__).parents[1])))
+    ended = subprocess.run([sys.executable, script, how], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode != 0
+    assert named in ended.stderr
+    assert "strategy='ddp' or one device" in ended.stderr
