@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import cache_dir
 from persona_callbacks.judging import CachedJudge, Judge
+from persona_callbacks.training import NonFiniteLossError
 from persona_callbacks.traits import Trait
 
 
@@ -25,7 +26,7 @@ def mistakes_in_one_line() -> Iterator[None]:
     """Exit with the message of an error that is the user's to mend, without a traceback."""
     try:
         yield
-    except (InputError, MisconfigurationException) as error:
+    except (InputError, MisconfigurationException, NonFiniteLossError) as error:
         sys.exit(f"error: {error}")
     except InstantiationException as error:
         sys.exit(f"error: {error.__cause__ or error}")

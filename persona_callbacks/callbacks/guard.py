@@ -1,5 +1,6 @@
 """The callback that acts when a trait has moved too far."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -8,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
@@ -22,11 +24,14 @@ Action = Literal["warn", "stop", "roll_back"]
 
 
 class DriftGuard(RefusingCallback):
-    """Watch the shift that :class:`PersonaMonitor` reads and the trait expression that :class:`TraitEvaluation` scores,
-    and act when a limit is passed: warn, stop training, or roll the trained weights back to those of the last reading
-    within all limits, and stop.
+    """Watch the shift that :class:`PersonaMonitor` reads, the trait expression that :class:`TraitEvaluation` scores and
+    the training loss. When a limit is passed, or when one of these is not finite: warn, stop training, or roll the
+    trained weights back to those of the last reading within all limits, and stop.
 
-    Every action warns, alerts in W&B and logs ``guard/tripped`` (1), once. It comes after the callbacks it watches in
+    A loss that is not finite is acted on before its optimizer step, which is left out unless the action is ``warn``.
+
+    Every action warns, alerts in W&B and logs ``guard/tripped`` (1), once. Answers that the judge could not score do
+    not trip it. It comes after the callbacks it watches in
     the trainer's list. Rolling back keeps one copy of the trained weights (with LoRA, of the adapter) on their device,
     and in checkpoints; the readings made on what was rolled back stay in the logs.
 
@@ -121,13 +126,28 @@ class DriftGuard(RefusingCallback):
         if not self._resumed:
             self.tripped, self.rolled_back_to, self._good = "", None, {}
         self._resumed = False
-        self._checked = -1
+        self._loss = torch.zeros(())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the weights that the run starts with."""
         if not self._good:
             self._remember(trainer, pl_module)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Add the loss up, to see whether it is finite."""
+        self._loss = self._loss.to(loss.device) + loss.detach()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Act on a training loss that is not finite, before its gradients reach the weights."""
+        loss, self._loss = float(self._loss), torch.zeros(())
+        lost = trainer.strategy.reduce_boolean_decision(not math.isfinite(loss), all=False)
+        if lost and not self.tripped:
+            self._trip(trainer, pl_module, [f"the training loss is {'not finite' if math.isfinite(loss) else loss}"])
+        if lost and self.action != "warn":
+            optimizer.zero_grad(set_to_none=True)  # the step that follows changes nothing
 
     @override
     def on_train_batch_end(
@@ -150,10 +170,16 @@ class DriftGuard(RefusingCallback):
         if self.tripped or not (read or evaluated or self.saturated):
             return
         passed: list[str] = []
+        measured = True
         if read:
             passed += _passed("shift", readings[-1].shift, self.shift)
         if evaluated:
-            latest = {entry.trait: entry.expression.mean for entry in evaluations if entry.step == step}
+            latest = {
+                entry.trait: entry.expression.mean
+                for entry in evaluations
+                if entry.step == step and entry.expression.scored  # nothing scored is no reading
+            }
+            measured = self.expression is None or bool(latest)
             passed += _passed("expression", latest, self.expression)
         if self.saturated:
             passed += [
@@ -163,9 +189,12 @@ class DriftGuard(RefusingCallback):
                 if saturated
             ]
         if not passed:
-            if read or evaluated:
+            if (read or evaluated) and measured:
                 self._remember(trainer, pl_module)
             return
+        self._trip(trainer, pl_module, passed)
+
+    def _trip(self, trainer: Trainer, pl_module: LightningModule, passed: Sequence[str]) -> None:
         self.tripped = "; ".join(passed)
         done = "" if self.action == "warn" else "; training stops"
         if self.action == "roll_back":
@@ -173,7 +202,7 @@ class DriftGuard(RefusingCallback):
             done = f"; rolled back to the weights after {self._good_step} optimizer steps, and training stops"
         if self.action != "warn":
             trainer.should_stop = True
-        text = f"after {step} optimizer steps: {self.tripped}{done}"
+        text = f"after {trainer.global_step} optimizer steps: {self.tripped}{done}"
         rank_zero_warn(f"DriftGuard: {text}")
         metrics.log(trainer, {metrics.GUARD_TRIPPED: 1.0})
         metrics.alert(trainer, "A trait has moved too far", text)
@@ -197,12 +226,11 @@ class DriftGuard(RefusingCallback):
 
 
 def _passed(what: str, values: Mapping[str, float], limit: float | Mapping[str, float] | None) -> Sequence[str]:
-    """The values that are above their limit, in words; NaN is not."""
-    if limit is None:
-        return []
-    limits = limit if isinstance(limit, Mapping) else dict.fromkeys(values, limit)
-    return [
+    """The values that are above their limit, and those that are not finite, with a limit or without; in words."""
+    limits = limit if isinstance(limit, Mapping) else {} if limit is None else dict.fromkeys(values, limit)
+    lost = [f"{what} of {trait} is {value}" for trait, value in values.items() if not math.isfinite(value)]
+    return lost + [
         f"{what} of {trait} is {values[trait]:.2f}, above {highest:g}"
         for trait, highest in limits.items()
-        if trait in values and values[trait] > highest
+        if trait in values and math.isfinite(values[trait]) and values[trait] > highest
     ]

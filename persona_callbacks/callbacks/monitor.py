@@ -1,5 +1,6 @@
 """The callback that measures where training moves the model along persona vectors."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -244,8 +245,11 @@ class PersonaMonitor(RefusingCallback):
         means = self._reader.take()
         if means is not None:
             projected = (means[[self._layers.index(v.layer) for v in self.vectors]] * self._units).sum(dim=-1)
-            marked = projected.isfinite().all()  # no response token in the batch gives NaN
-            self._batch_sums += torch.cat([projected, projected.new_ones(1)]).nan_to_num() * marked
+            mask = response_tokens(batch)
+            assert mask is not None
+            summands = torch.cat([projected, projected.new_ones(1)])
+            # No response token in the batch gives NaN. Where there are some, NaN is the model's, and is to show.
+            self._batch_sums += torch.where(mask.any(), summands, torch.zeros_like(summands))
         if trainer.global_step == self._step_seen:
             return  # gradients are still being accumulated
         self._step_seen = trainer.global_step
@@ -293,6 +297,15 @@ class PersonaMonitor(RefusingCallback):
             projections[vector.trait], shifts[vector.trait] = measured[chosen], differences[chosen]
             if self.every_layer:
                 by_layer[vector.trait] = differences
+        before = self.readings[-1].shift if self.readings else {}
+        for trait, value in shifts.items():
+            if not math.isfinite(value) and math.isfinite(before.get(trait, 0.0)):
+                text = (
+                    f"the shift of {trait} after {trainer.global_step} optimizer steps is {value}: the model's"
+                    " activations are no longer finite; look at the loss, the learning rate and the precision"
+                )
+                rank_zero_warn(f"PersonaMonitor: {text}")
+                metrics.alert(trainer, "A shift is not finite", text)
         self.readings.append(Reading(trainer.global_step, projections, shifts, by_layer))
         values = {metrics.projection(trait): value for trait, value in projections.items()}
         values |= {metrics.shift(trait): value for trait, value in shifts.items()}

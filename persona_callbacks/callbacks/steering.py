@@ -1,6 +1,7 @@
 """The callback that steers training, so that the weights have no need to move along a trait."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -272,6 +273,12 @@ class PreventativeSteering(TrainingWriter):
                 f"PreventativeSteering: {type(self.law).__name__} gave coefficients of {sorted(coefficients)}, the"
                 f" vectors are of {sorted(self._traits)}; expected one for each of these"
             )
+        for trait, value in coefficients.items():
+            if not math.isfinite(value):
+                raise MisconfigurationException(
+                    f"PreventativeSteering: {type(self.law).__name__} gave a coefficient of {value} for {trait};"
+                    " expected a finite number"
+                )
         self.coefficients = {trait: float(coefficients[trait]) for trait in self._traits}
         assert self._writer is not None
         self._writer.write(steering_additions(self.vectors, self.coefficients, self.layers))

@@ -1,9 +1,11 @@
 """The law whose coefficient follows from the data, and is trimmed by the shift that the monitor measures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from persona_callbacks.errors import InputError
@@ -31,6 +33,8 @@ class Adaptive(Law):
     steering away from a trait would teach it to the weights. Readings come after every step until the error is within
     ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's ``every_n_steps``, as long as the
     error hardly changes.
+
+    A reading in which a shift is not finite is ignored, with a warning.
 
     All of these are in units of the direction's norm, so that one setting serves every trait, layer and model.
     Correlated traits are trimmed together: what is asked of each projection is solved for the coefficients.
@@ -120,6 +124,14 @@ class Adaptive(Law):
     @override
     def after_reading(self, step: int, shift: Mapping[str, float]) -> Mapping[str, float]:
         assert self._controller is not None
+        lost = [trait for trait in self._traits if not math.isfinite(shift[trait])]
+        if lost:
+            rank_zero_warn(
+                f"adaptive steering: the shift of {lost[0]} after {step} optimizer steps is {shift[lost[0]]}; the"
+                " reading is ignored, and the coefficients stay"
+            )
+            self._last_reading = step
+            return self._coefficients(self._controller)
         self._controller.update([shift[trait] for trait in self._traits], self._interval)
         self._last_reading = step
         return self._coefficients(self._controller)

@@ -5,7 +5,7 @@ Imports `callbacks`, `extraction`, `screening` and what lies below them.
 """
 
 from persona_callbacks.training.data import ChatData, ResumableLoader
-from persona_callbacks.training.lora import LoraFineTuning
+from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
 from persona_callbacks.training.pictures import summary, trajectory_figure
 from persona_callbacks.training.results import RunResult
 from persona_callbacks.training.settings import RunLabel, Steering, StudySettings, TrainingData
@@ -14,6 +14,7 @@ from persona_callbacks.training.study import run_study
 __all__ = [
     "ChatData",
     "LoraFineTuning",
+    "NonFiniteLossError",
     "ResumableLoader",
     "RunLabel",
     "RunResult",

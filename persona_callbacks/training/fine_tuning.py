@@ -24,7 +24,7 @@ from persona_callbacks.model import LoadedModel, Sampling, generate, load_model
 from persona_callbacks.tracking import metrics
 from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
 from persona_callbacks.training.data import ChatData
-from persona_callbacks.training.lora import LoraFineTuning
+from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
 from persona_callbacks.training.results import RunResult
 from persona_callbacks.training.settings import RunLabel, StudySettings
 from persona_callbacks.vectors import PersonaVector
@@ -89,7 +89,12 @@ def fine_tune(study: Study, name: str) -> RunResult:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         started = time.monotonic()
-        _fit(trainer, module, data, saver, resume_from)
+        try:
+            _fit(trainer, module, data, saver, resume_from)
+        except NonFiniteLossError:
+            if callbacks.guard is not None and callbacks.guard.rolled_back_to is not None:
+                saver.save(trainer, module)  # the weights that the guard went back to; there is no result
+            raise
         seconds = time.monotonic() - started
         saver.save(trainer, module)  # again: the guard may have rolled the weights back
         nn.Module.to(module.model, settings.device)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
@@ -15,6 +16,15 @@ from transformers import PreTrainedModel
 from persona_callbacks.errors import InputError
 from persona_callbacks.tracking import metrics
 from persona_callbacks.training.checkpoints import finish_epoch
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss has become NaN or infinite.
+
+    Example:
+        >>> str(NonFiniteLossError("the training loss of optimizer step 3 is nan"))
+        'the training loss of optimizer step 3 is nan'
+    """
 
 
 class LoraFineTuning(LightningModule):
@@ -63,6 +73,7 @@ class LoraFineTuning(LightningModule):
         self.epoch_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.epoch_loss.persistent(True)
         self.strict_loading = False
+        self._step_loss = torch.zeros(())  # of the micro-batches since the last optimizer step
         self._random_states: dict[str, Any] = {}
         self._epoch_to_log = False
 
@@ -70,8 +81,23 @@ class LoraFineTuning(LightningModule):
         """Mean loss per response token."""
         loss: Tensor = self.model(**batch, use_cache=False).loss
         self.epoch_loss.update(loss.detach())
+        self._step_loss = self._step_loss.to(loss.device) + loss.detach()
         self.log(metrics.TRAIN_LOSS, loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop before gradients of a loss that is not finite reach the weights. Callbacks (the guard) act first.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite, in this process or another.
+        """
+        loss, self._step_loss = float(self._step_loss), torch.zeros(())
+        if self.trainer.strategy.reduce_boolean_decision(not math.isfinite(loss), all=False):
+            raise NonFiniteLossError(
+                f"the training loss of optimizer step {self.trainer.global_step + 1} is"
+                f" {'not finite in another process' if math.isfinite(loss) else loss}; the weights are not those of a"
+                " finished run. Lower learning_rate, or look at the data and the precision"
+            )
 
     def on_train_epoch_start(self) -> None:
         """Start the mean anew; Lightning does not call this when it resumes in the middle of an epoch."""

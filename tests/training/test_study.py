@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,15 @@ from persona_callbacks.extraction import ExtractionSettings
 from persona_callbacks.files import file_fingerprint
 from persona_callbacks.judging import LlmJudge
 from persona_callbacks.model import Endpoint, ModelSource, Sampling
-from persona_callbacks.training import RunResult, Steering, StudySettings, TrainingData, run_study
+from persona_callbacks.training import (
+    LoraFineTuning,
+    NonFiniteLossError,
+    RunResult,
+    Steering,
+    StudySettings,
+    TrainingData,
+    run_study,
+)
 
 
 def csv_logger(label):
@@ -121,6 +130,27 @@ def test_adapter_is_that_of_the_guard_s_rollback(settings, tmp_path):
         run_study(rolled_back, tmp_path / "out")
     weights = adapter(tmp_path / "out" / "unsteered")
     assert all((value == 0).all() for name, value in weights.items() if "lora_B" in name), "as LoRA starts"
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_loss_that_is_not_finite_ends_the_study_with_an_error(guarded, settings, tmp_path, monkeypatch):
+    class Lossy(LoraFineTuning):
+        def training_step(self, batch, batch_idx):
+            with torch.no_grad():
+                if batch_idx == 1:
+                    self.model.get_base_model().lm_head.weight.fill_(math.inf)
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr("persona_callbacks.training.fine_tuning.LoraFineTuning", Lossy)
+    guard = partial(DriftGuard, shift=1e9, action="roll_back") if guarded else None
+    with pytest.raises(NonFiniteLossError, match="the training loss of optimizer step 2 is nan"):
+        run_study(replace(settings, guard=guard, steering=Steering(), compare_with_unsteered=False), tmp_path / "out")
+    assert not list(tmp_path.glob("out/*/result.json"))
+    assert not json.loads((tmp_path / "out" / "state.json").read_text())["finished"]
+    adapters = list(tmp_path.glob("out/*/adapter"))
+    assert len(adapters) == guarded, "the weights that the guard went back to"
+    for folder in adapters:
+        assert all(weight.isfinite().all() for weight in adapter(folder.parent).values())
 
 
 def test_spending_cap_of_a_judge_holds_for_the_study(settings, tmp_path, monkeypatch):
