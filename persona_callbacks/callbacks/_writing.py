@@ -60,10 +60,20 @@ class TrainingWriter(RefusingCallback, ABC):
         """Stop writing; after the first batch, make sure that it happened.
 
         Raises:
-            MisconfigurationException: a forward pass went by without changing a layer that is to be written.
+            MisconfigurationException: a forward pass went by without changing a layer that is to be written, or none
+                had the shape of the batch whose response tokens are to be written.
         """
         assert self._writer is not None
         self._writer.active = False
+        missed = self._writer.missed_shape()
+        if self.positions == "response" and missed is not None:
+            marked = response_tokens(batch)
+            assert marked is not None
+            raise MisconfigurationException(
+                f"{type(self).__name__}: positions='response' marks tokens of a batch of shape {tuple(marked.shape)},"
+                f" and the training step ran the model on {missed} only, so that nothing was written. Trim and split"
+                " batches before the training step (collate_fn, on_after_batch_transfer), or choose positions='all'"
+            )
         silent = self._writer.silent_layers()
         if silent:
             raise MisconfigurationException(

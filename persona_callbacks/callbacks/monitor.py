@@ -197,6 +197,7 @@ class PersonaMonitor(RefusingCallback):
         """Check that every vector fits, find the tokenizer, encode the probes, attach the batch reader."""
         self._model = self.find_model(pl_module, self.vectors)
         self._requests = {}
+        self._warned_of_shape = False
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
@@ -243,6 +244,13 @@ class PersonaMonitor(RefusingCallback):
         """Add up the batch's projection; log and measure when an optimizer step has made it due."""
         assert self._reader is not None
         means = self._reader.take()
+        if means is None and self._reader.other_shape is not None and not self._warned_of_shape:
+            self._warned_of_shape = True
+            rank_zero_warn(
+                f"PersonaMonitor: persona/*/batch_projection cannot be read: the training step ran the model on"
+                f" {self._reader.other_shape}, the batch's labels are {tuple(batch['labels'].shape)}. Trim and split"
+                " batches before the training step (collate_fn, on_after_batch_transfer)"
+            )
         if means is not None:
             projected = (means[[self._layers.index(v.layer) for v in self.vectors]] * self._units).sum(dim=-1)
             mask = response_tokens(batch)

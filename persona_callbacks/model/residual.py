@@ -5,47 +5,20 @@ wrote, because a writer's hook always runs before a reader's at the same layer.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from persona_callbacks.model.architecture import decoder_blocks, device_of, pretrained_model
-
-_Edit = Callable[[Tensor], Tensor | None]
+from persona_callbacks.model.hooks import Edit, attach
 
 _suspended = 0
 """The number of open :func:`unsteered` blocks. A writer is off in the blocks that opened after it was attached."""
-
-
-def _attach(blocks: nn.ModuleList, layer: int, edit: _Edit, *, first: bool) -> RemovableHandle:
-    """Call ``edit`` with the stream ``[batch, length, hidden_size]`` at a layer; a tensor that it returns replaces the
-    stream. With ``first``, the hook runs before those that are there already.
-    """
-    if layer == 0:
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = edit(args[0] if args else kwargs["hidden_states"])
-            if hidden is None:
-                return None
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-        return blocks[0].register_forward_pre_hook(before, prepend=first, with_kwargs=True)
-
-    def after(_: nn.Module, __: Any, output: Any) -> Any:
-        # Older transformers return a tuple whose first entry is the stream, newer ones the stream alone.
-        hidden = edit(output[0] if isinstance(output, tuple) else output)
-        if hidden is None:
-            return None
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    return blocks[layer - 1].register_forward_hook(after, prepend=first)
 
 
 class _LastLayerRead(Exception):  # noqa: N818, no error
@@ -102,7 +75,7 @@ def share_prefix(model: nn.Module, input_ids: Sequence[int], layers: Sequence[in
     blocks = decoder_blocks(model)
     hidden: dict[int, Tensor] = {}
 
-    def keeper(layer: int) -> _Edit:
+    def keeper(layer: int) -> Edit:
         def keep(stream: Tensor) -> None:
             hidden[layer] = stream[0].float()
             if layers is not None and layer == max(layers):
@@ -113,7 +86,7 @@ def share_prefix(model: nn.Module, input_ids: Sequence[int], layers: Sequence[in
     ids = torch.tensor([list(input_ids)], device=device_of(model))
     with ExitStack() as stack:
         for layer in dict.fromkeys(layers or ()):
-            stack.callback(_attach(blocks, layer, keeper(layer), first=False).remove)
+            stack.callback(attach(blocks, layer, keeper(layer), first=False).remove)
         with suppress(_LastLayerRead):
             model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return SharedPrefix(len(input_ids), hidden, cache)
@@ -150,7 +123,7 @@ def read(
         # Not a matrix product: that would round to TF32 or bf16 where those are allowed.
         return torch.stack([(w.unsqueeze(-1) * hidden).sum(dim=1) for w in tokens], dim=1)
 
-    def reader(layer: int) -> _Edit:
+    def reader(layer: int) -> Edit:
         def pool(hidden: Tensor) -> None:
             sums[layer] = pooled(weights[..., start:], hidden.float())
             if layer == last:
@@ -160,7 +133,7 @@ def read(
 
     with ExitStack() as stack:
         for layer in dict.fromkeys(layers):
-            stack.callback(_attach(blocks, layer, reader(layer), first=False).remove)
+            stack.callback(attach(blocks, layer, reader(layer), first=False).remove)
         with suppress(_LastLayerRead):
             if prefix is None:
                 model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
@@ -231,8 +204,10 @@ class ResidualWriter:
         self._written: frozenset[int] = frozenset()
         self._mask: Tensor | None = None
         self._changed: dict[int, Tensor] | None = {}
+        self._other_shape: tuple[int, int] | None = None
+        self._matched = False
         blocks = decoder_blocks(model)
-        self._handles = [_attach(blocks, layer, self._editor(layer), first=True) for layer in layers]
+        self._handles = [attach(blocks, layer, self._editor(layer), first=True) for layer in layers]
 
     def write(self, additions: Mapping[int, Tensor]) -> None:
         """Set what is added: for each layer ``[hidden_size]``, in activation units. Do not call it between a forward
@@ -258,6 +233,13 @@ class ResidualWriter:
         With ``None``, write at every token of every pass.
         """
         self._mask = None if mask is None else mask.unsqueeze(-1)
+        self._other_shape, self._matched = None, False
+
+    def missed_shape(self) -> tuple[int, int] | None:
+        """Return the shape ``(batch, length)`` of the last pass that was left unwritten because it is not the mask's,
+        if no pass since :meth:`only_at` had the mask's shape; otherwise ``None``.
+        """
+        return None if self._matched else self._other_shape
 
     def silent_layers(self) -> list[int] | None:
         """Return the layers that have something to write but that no forward pass has changed since the writer was
@@ -276,12 +258,14 @@ class ResidualWriter:
             handle.remove()
         self._handles = []
 
-    def _editor(self, layer: int) -> _Edit:
+    def _editor(self, layer: int) -> Edit:
         def write(hidden: Tensor) -> Tensor | None:
             if not self.active or _suspended > self._attached_at or layer not in self._written:
                 return None
             if self._mask is not None and hidden.shape[:2] != self._mask.shape[:2]:
+                self._other_shape = (hidden.shape[0], hidden.shape[1])
                 return None
+            self._matched = True
             kept = self._bases if layer in self._bases else self._additions
             content = kept[layer]
             if content.device != hidden.device or content.dtype != hidden.dtype:
@@ -326,6 +310,9 @@ class BatchReader:
     It reads only between :meth:`start` and :meth:`take`, and keeps the last pass; a pass that runs again in backward
     replaces its own reading. It moves nothing off the device.
 
+    Attributes:
+        other_shape: ``(batch, length)`` of the last pass since :meth:`start` that was not of the mask's shape, if any.
+
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> size = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
@@ -354,13 +341,14 @@ class BatchReader:
         self._each_row = each_row
         self._mask: Tensor | None = None
         self._means: dict[int, Tensor] = {}
+        self.other_shape: tuple[int, int] | None = None
         blocks = decoder_blocks(model)
-        self._handles = [_attach(blocks, layer, self._reader(layer), first=False) for layer in self._layers]
+        self._handles = [attach(blocks, layer, self._reader(layer), first=False) for layer in self._layers]
 
     def start(self, mask: Tensor) -> None:
         """Read the next passes where ``mask`` is true: ``[batch, length]`` bool, on the model's device."""
         self._mask = mask
-        self._means = {}
+        self._means, self.other_shape = {}, None
 
     def take(self) -> Tensor | None:
         """Stop reading, and return the means of the last pass.
@@ -381,9 +369,12 @@ class BatchReader:
             handle.remove()
         self._handles = []
 
-    def _reader(self, layer: int) -> _Edit:
+    def _reader(self, layer: int) -> Edit:
         def read_batch(hidden: Tensor) -> None:
-            if self._mask is None or _suspended or hidden.shape[:2] != self._mask.shape:
+            if self._mask is None or _suspended:
+                return
+            if hidden.shape[:2] != self._mask.shape:
+                self.other_shape = (hidden.shape[0], hidden.shape[1])
                 return
             if self._each_row:
                 weights = self._mask / self._mask.sum(dim=1, keepdim=True).clamp_min(1)

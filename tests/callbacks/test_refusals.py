@@ -121,3 +121,29 @@ def test_fit_with_split_weights_ends_with_the_error(how, named, tmp_path):
     assert ended.returncode != 0
     assert named in ended.stderr
     assert "strategy='ddp' or one device" in ended.stderr
+
+
+class Trimming(ForeignModule):
+    """Its training step trims every batch but the first."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx:
+            batch = {name: values[:, :-1] for name, values in batch.items()}
+        return self.lm(**batch).loss
+
+
+@pytest.mark.parametrize("make", [PreventativeSteering, Ablation])
+def test_response_tokens_of_a_batch_that_the_step_trims_are_an_error(make, tokenizer, tmp_path):
+    module = Trimming(tiny_model(), tokenizer)
+    hooks = all_hooks(module)
+    settings = {"coefficient": 1.0} if make is PreventativeSteering else {}
+    with pytest.raises(MisconfigurationException, match=r"shape \(3, 14\), and the training step .* \(3, 13\) only"):
+        fit(module, [make([make_vector()], positions="response", **settings)], tmp_path)
+    assert all_hooks(module) == hooks
+    fit(module, [make([make_vector()], positions="all", **settings)], tmp_path)
+
+
+def test_batch_projection_of_trimmed_batches_warns_once(tokenizer, tmp_path):
+    with pytest.warns(UserWarning, match=r"batch_projection cannot be read: .* on \(3, 13\)") as warned:
+        fit(Trimming(tiny_model(), tokenizer), [PersonaMonitor([make_vector()])], tmp_path)
+    assert sum("cannot be read" in str(one.message) for one in warned) == 1
