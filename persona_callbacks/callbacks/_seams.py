@@ -1,10 +1,12 @@
 """Where callbacks touch Lightning: other callbacks, processes, the tokenizer behind a module, and batches."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -20,6 +22,21 @@ def callbacks_of(trainer: Trainer, kind: type[CallbackT], before: Callback | Non
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set without annotation
     end = None if before is None else callbacks.index(before)
     return [callback for callback in callbacks[:end] if isinstance(callback, kind)]
+
+
+def averages_weights(trainer: Trainer) -> bool:
+    """Whether a callback puts averaged weights into the model when training ends, at some point of ``on_train_end``."""
+    return bool(callbacks_of(trainer, WeightAveraging) or callbacks_of(trainer, StochasticWeightAveraging))
+
+
+@contextmanager
+def back_on_device(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Have the model where it was trained inside the block; by ``on_fit_end`` Lightning has moved it to the CPU."""
+    pl_module.to(trainer.strategy.root_device)
+    try:
+        yield
+    finally:
+        pl_module.cpu()
 
 
 def is_logging_step(trainer: Trainer) -> bool:

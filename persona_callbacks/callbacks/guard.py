@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
-from persona_callbacks.callbacks._seams import callbacks_of
+from persona_callbacks.callbacks._seams import averages_weights, callbacks_of
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.callbacks.trait_evaluation import TraitEvaluation
@@ -160,6 +160,16 @@ class DriftGuard(RefusingCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the last reading and evaluation with the limits."""
         self._check(trainer, pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the reading and evaluation of averaged weights with the limits; roll back again if averaged weights
+        have taken the place of those that were rolled back to.
+        """
+        if averages_weights(trainer):
+            self._check(trainer, pl_module)
+            if self.rolled_back_to is not None:
+                self._roll_back(pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step

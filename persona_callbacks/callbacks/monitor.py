@@ -13,6 +13,8 @@ from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._seams import (
+    averages_weights,
+    back_on_device,
     check_at_least_one,
     find_tokenizer,
     is_logging_step,
@@ -67,6 +69,8 @@ class PersonaMonitor(RefusingCallback):
     ``trainer.log_every_n_steps``.
 
     Other callbacks may :meth:`request` readings between these; adaptive steering does.
+
+    With Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
 
     Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline.
 
@@ -269,6 +273,8 @@ class PersonaMonitor(RefusingCallback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last reading, unless the last step made one."""
+        if averages_weights(trainer):
+            return  # the weights that the fit ends with may not be in the model yet
         if self.readings[-1].step != trainer.global_step:
             self._read(trainer)
         self._table(trainer)
@@ -277,10 +283,15 @@ class PersonaMonitor(RefusingCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach from the model; take the last reading if there was nothing left to train.
 
-        A run resumed from a checkpoint of its last step ends without passing through ``on_train_end``.
+        Averaged weights are read here, since another callback puts them into the model in ``on_train_end``. A run
+        resumed from a checkpoint of its last step ends without passing through ``on_train_end``.
         """
-        if self._resumed and self.readings[-1].step != trainer.global_step:
-            self._read(trainer)
+        nothing_trained = self._resumed and self.readings[-1].step != trainer.global_step
+        if nothing_trained or (not self._resumed and averages_weights(trainer)):
+            # A reading of the same step was of weights that the fit does not end with.
+            self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
+            with back_on_device(trainer, pl_module):
+                self._read(trainer)
             self._table(trainer)
         self._detach()
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
-from persona_callbacks.callbacks._seams import check_at_least_one, find_tokenizer
+from persona_callbacks.callbacks._seams import averages_weights, back_on_device, check_at_least_one, find_tokenizer
 from persona_callbacks.errors import InputError
 from persona_callbacks.judging import (
     Answer,
@@ -214,15 +214,24 @@ class TraitEvaluation(RefusingCallback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate at the end, unless the last step did."""
+        if averages_weights(trainer):
+            return  # the weights that the fit ends with may not be in the model yet
         if not self.evaluations or self.evaluations[-1].step != trainer.global_step:
             self._evaluate(trainer)
         self._table(trainer)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate if there was nothing left to train: such a resumed run does not pass through ``on_train_end``."""
-        if self._resumed and self.evaluations[-1].step != trainer.global_step:
-            self._evaluate(trainer)
+        """Evaluate averaged weights, which another callback puts into the model in ``on_train_end``; or evaluate if
+        there was nothing left to train: such a resumed run does not pass through ``on_train_end``.
+        """
+        step = trainer.global_step
+        nothing_trained = self._resumed and self.evaluations[-1].step != step
+        if nothing_trained or (not self._resumed and averages_weights(trainer)):
+            self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step != step]
+            self.rows = [row for row in self.rows if row.step != step]
+            with back_on_device(trainer, pl_module):
+                self._evaluate(trainer)
             self._table(trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:
