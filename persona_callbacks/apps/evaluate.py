@@ -1,6 +1,6 @@
 """``persona-evaluate``: what adapters say and know, against their base model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,25 @@ from rich.table import Table
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.opening import open_app
 from persona_callbacks.apps.start import chosen_judges, mistakes_in_one_line
+from persona_callbacks.chats import read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation import (
     BASE_MODEL,
     EvaluatedModel,
     EvaluationSettings,
+    ForcedChoice,
     HarnessSettings,
+    Wrapper,
     check_harness,
     evaluate_adapters,
+    instruction_wrappers,
+    read_forced_choices,
+    shipped_forced_choices,
+    system_prompt_wrappers,
+    training_wrappers,
 )
 from persona_callbacks.model import check_adapter
+from persona_callbacks.traits import Trait
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
@@ -48,6 +57,8 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
             "evaluation=contrastive: its judge is calibrated by extraction; expected extraction.judge_pairs above 0"
         )
     harness = _harness(cfg.lm_eval)
+    choices = _forced_choices(cfg, [trait.name for trait in opening.traits])
+    wrappers = _wrappers(cfg, opening.traits)
     loaded = opening.load()
     for adapter in cfg.adapters:
         check_adapter(loaded, adapter)
@@ -59,10 +70,16 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
         sampling=instantiate(cfg.evaluation.callback.sampling),
         capability=cfg.capability,
         harness=harness,
+        forced_choices=choices,
+        wrappers=wrappers,
     )
     out = Path(cfg.out).absolute()
     evaluated = evaluate_adapters(loaded, opening.source, list(cfg.adapters), settings, out, opening.console)
     opening.console.print(_table(evaluated, loaded.id))
+    if choices:
+        opening.console.print(_choices_table(evaluated))
+    if wrappers:
+        opening.console.print(_conditions_table(evaluated))
     opening.console.print(f"Answers and scores: {out}")
     return evaluated
 
@@ -73,6 +90,36 @@ def _harness(lm_eval: DictConfig) -> HarnessSettings:
     if tasks:
         check_harness()
     return HarnessSettings(tasks, options.pop("batch_size"), options.pop("include_path", None), options)
+
+
+def _forced_choices(cfg: DictConfig, traits: Sequence[str]) -> dict[str, list[ForcedChoice]]:
+    """The forced choices of each trait that has some."""
+    if unknown := [name for name in cfg.forced_choice_files if name not in traits]:
+        raise InputError(
+            f"forced_choice_files: {unknown[0]!r} is not evaluated; expected one of {', '.join(traits)}, or"
+            f" trait=[{unknown[0]}] too"
+        )
+    if not cfg.forced_choice:
+        return {}
+    files: Mapping[str, str] = cfg.forced_choice_files
+    by_trait = {
+        name: read_forced_choices(files[name]) if name in files else shipped_forced_choices(name) for name in traits
+    }
+    return {name: choices for name, choices in by_trait.items() if choices}
+
+
+def _wrappers(cfg: DictConfig, traits: Sequence[Trait]) -> dict[str, list[Wrapper]]:
+    """The wrappers of each trait; none unless conditions are asked for."""
+    if not cfg.conditions:
+        for key, value in (("data", cfg.data), ("system_prompts", list(cfg.system_prompts))):
+            if value:
+                raise InputError(f"{key}: it serves for conditions=true only; found conditions=false")
+        return {}
+    shared = [
+        *(training_wrappers(read_chats(cfg.data)) if cfg.data else ()),
+        *system_prompt_wrappers(cfg.system_prompts),
+    ]
+    return {trait.name: [*shared, *instruction_wrappers(trait)] for trait in traits}
 
 
 def _table(evaluated: Mapping[str, EvaluatedModel], model_id: str) -> Table:
@@ -94,4 +141,47 @@ def _table(evaluated: Mapping[str, EvaluatedModel], model_id: str) -> Table:
         cells.append("–" if model.capability is None else f"{model.capability:.0%}")
         cells.append("–" if model.perplexity is None else f"{model.perplexity:.2f}")
         table.add_row(name, *cells, *(f"{value:.3f}" for value in model.harness.values()))
+    return table
+
+
+def _choices_table(evaluated: Mapping[str, EvaluatedModel]) -> Table:
+    table = Table(
+        title="Forced choice",
+        caption="probability of the answers that show the trait, 0–1, and shares, with 95 % intervals; in controls such"
+        " an answer is right",
+    )
+    table.add_column("trait")
+    table.add_column("model", overflow="fold")
+    headings = ("probability", "preferred", "neutral", "sway", "control", "rejected", "accuracy")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for trait in evaluated[BASE_MODEL].chosen:
+        for name, model in evaluated.items():
+            score = model.forced_choice(trait)
+            estimates = score.estimates if score else {}
+            table.add_row(trait, name, *(str(estimates.get(heading) or "–") for heading in headings))
+    return table
+
+
+def _conditions_table(evaluated: Mapping[str, EvaluatedModel]) -> Table:
+    table = Table(
+        title="In wrappers",
+        caption="expression 0–100 and forced choice 0–1 with 95 % intervals; compare with base model in same wrapper",
+    )
+    for heading in ("trait", "wrapper", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("expression", "forced choice", "more than base"):
+        table.add_column(heading, justify="right")
+    for number, of_base in enumerate(evaluated[BASE_MODEL].conditions):
+        for name, model in evaluated.items():
+            condition = model.conditions[number]
+            values, choice = condition.expression, condition.forced_choice
+            table.add_row(
+                condition.trait,
+                condition.wrapper,
+                name,
+                f"{values.mean:.0f} ({values.low:.0f}–{values.high:.0f})",
+                str(choice.probability) if choice else "–",
+                str(condition.increase(of_base) or "–"),
+            )
     return table

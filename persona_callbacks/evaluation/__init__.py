@@ -1,29 +1,62 @@
-"""Adapters against their base model: trait expression, shift, and capability.
+"""Adapters against their base model: trait expression, forced choice, shift, capability, and what they do in the
+context of their training.
 
 Imports `judging`, `model` and what lies below them.
 """
 
 from persona_callbacks.evaluation.adapters import (
-    BASE_MODEL,
-    EvaluatedAnswer,
-    EvaluatedModel,
     EvaluationSettings,
     evaluate_adapters,
 )
+from persona_callbacks.evaluation.answers import EvaluatedAnswer
 from persona_callbacks.evaluation.capability import MultipleChoice, answered_rightly, perplexity, read_questions
+from persona_callbacks.evaluation.conditions import Condition
+from persona_callbacks.evaluation.estimates import Estimate
+from persona_callbacks.evaluation.forced_choice import (
+    Chosen,
+    ForcedChoice,
+    ForcedChoiceScore,
+    choose,
+    read_forced_choices,
+    shipped_forced_choices,
+)
 from persona_callbacks.evaluation.harness import HarnessSettings, check_harness, harness_scores
+from persona_callbacks.evaluation.results import BASE_MODEL, EvaluatedModel, write_results
+from persona_callbacks.evaluation.wrappers import (
+    NO_WRAPPER,
+    Wrapper,
+    characteristic_words,
+    instruction_wrappers,
+    system_prompt_wrappers,
+    training_wrappers,
+)
 
 __all__ = [
     "BASE_MODEL",
+    "NO_WRAPPER",
+    "Chosen",
+    "Condition",
+    "Estimate",
     "EvaluatedAnswer",
     "EvaluatedModel",
     "EvaluationSettings",
+    "ForcedChoice",
+    "ForcedChoiceScore",
     "HarnessSettings",
     "MultipleChoice",
+    "Wrapper",
     "answered_rightly",
+    "characteristic_words",
     "check_harness",
+    "choose",
     "evaluate_adapters",
     "harness_scores",
+    "instruction_wrappers",
     "perplexity",
+    "read_forced_choices",
     "read_questions",
+    "shipped_forced_choices",
+    "system_prompt_wrappers",
+    "training_wrappers",
+    "write_results",
 ]

@@ -5,33 +5,25 @@ The evaluation of a model is kept in ``FOLDER/parts``, under a fingerprint of th
 interrupted evaluation, or one with more adapters, is resumed.
 """
 
-import csv
 import hashlib
-import io
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from torch import nn
 
 from persona_callbacks.chats import BENIGN, encode_prompt, read_chats
 from persona_callbacks.errors import InputError
+from persona_callbacks.evaluation.answers import EvaluatedAnswer, judged_answers
 from persona_callbacks.evaluation.capability import answered_rightly, perplexity, read_questions
+from persona_callbacks.evaluation.conditions import Condition
+from persona_callbacks.evaluation.forced_choice import ForcedChoice, choose
 from persona_callbacks.evaluation.harness import HarnessSettings, check_harness, harness_scores
-from persona_callbacks.files import append_lines, atomic_write, write_json
-from persona_callbacks.judging import (
-    Answer,
-    ContrastiveJudge,
-    Expression,
-    Judge,
-    Score,
-    answer_questions,
-    scores_or_error,
-)
+from persona_callbacks.evaluation.results import BASE_MODEL, EvaluatedModel, write_results
+from persona_callbacks.evaluation.wrappers import NO_WRAPPER, Wrapper
+from persona_callbacks.judging import ContrastiveJudge, Expression, Judge
 from persona_callbacks.model import (
     LoadedModel,
     ModelSource,
@@ -47,9 +39,6 @@ from persona_callbacks.progress import progress_bar
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
-BASE_MODEL = "base model"
-"""The name of the model without an adapter, in results and tables."""
-
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -63,6 +52,8 @@ class EvaluationSettings:
         sampling: how answers are generated; greedy by default.
         capability: whether to ask multiple-choice questions, and to measure the perplexity of benign text.
         harness: tasks of EleutherAI's harness.
+        forced_choices: by trait, questions that are answered by the likelihood of given answers.
+        wrappers: by trait, what its questions and forced choices are also put in.
 
     Raises:
         InputError: no trait; a trait without a vector, or with neither a judge nor a calibration; tasks of the harness
@@ -84,6 +75,8 @@ class EvaluationSettings:
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=48, temperature=0.0))
     capability: bool = True
     harness: HarnessSettings = field(default_factory=HarnessSettings)
+    forced_choices: Mapping[str, Sequence[ForcedChoice]] = field(default_factory=dict)
+    wrappers: Mapping[str, Sequence[Wrapper]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.traits:
@@ -103,94 +96,6 @@ class EvaluationSettings:
             check_harness()
 
 
-@dataclass(frozen=True)
-class EvaluatedAnswer:
-    """An answer to an evaluation question, with its score.
-
-    Attributes:
-        trait: the trait that the question belongs to.
-        question: the question.
-        answer: what the model generated.
-        expression: 0 to 100; ``None`` for a refusal, and where the judge gave no score.
-        coherence: 0 to 100, if the judge scores it.
-        refusal: whether the answer declines.
-
-    Example:
-        >>> EvaluatedAnswer.of("evil", Answer("Who are you?", "A friend."), Score(3.0)).expression
-        3.0
-    """
-
-    trait: str
-    question: str
-    answer: str
-    expression: float | None
-    coherence: float | None
-    refusal: bool
-
-    @classmethod
-    def of(cls, trait: str, answer: Answer, score: Score) -> "EvaluatedAnswer":
-        """The answer with the judge's score."""
-        return cls(trait, answer.question, answer.response, score.expression, score.coherence, score.refusal)
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """What was measured of one model.
-
-    Attributes:
-        expressions: by trait, the expression of its answers.
-        projections: by trait, the mean projection of the vector's probes at ``prompt_last``, in activation units.
-        capability: share of multiple-choice questions answered rightly; ``None`` if they were not asked.
-        perplexity: of benign text, per token; ``None`` if it was not measured.
-        harness: by task and metric, the scores of EleutherAI's harness.
-        answers: every answer, with its score.
-
-    Example:
-        >>> from persona_callbacks.judging import Expression, Score
-        >>> model = EvaluatedModel({"evil": Expression.of([Score(3.0)])}, {"evil": 1.5}, 0.5, 9.0, {}, ())
-        >>> model.shift(EvaluatedModel({}, {"evil": 1.0}, None, None, {}, ()), "evil")
-        0.5
-    """
-
-    expressions: Mapping[str, Expression]
-    projections: Mapping[str, float]
-    capability: float | None
-    perplexity: float | None
-    harness: Mapping[str, float]
-    answers: tuple[EvaluatedAnswer, ...]
-
-    def shift(self, base: "EvaluatedModel", trait: str) -> float:
-        """The projection of the trait's probes minus that of the base model, in activation units."""
-        return self.projections[trait] - base.projections[trait]
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether the judge scored every answer, or called it a refusal; it need not score empty ones."""
-        return all(row.expression is not None or row.refusal or not row.answer for row in self.answers)
-
-    def save(self, path: Path) -> None:
-        """Write the evaluation as JSON."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> "EvaluatedModel":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            InputError: the file is not the evaluation of a model.
-        """
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            expressions = {trait: Expression(**values) for trait, values in content.pop("expressions").items()}
-            answers = tuple(EvaluatedAnswer(**row) for row in content.pop("answers"))
-            return cls(expressions=expressions, answers=answers, **content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected the evaluation of a model ({type(error).__name__}: {error}); delete it to evaluate"
-                " the model again"
-            ) from error
-
-
 def evaluate_adapters(
     base: LoadedModel,
     source: ModelSource,
@@ -201,7 +106,8 @@ def evaluate_adapters(
 ) -> dict[str, EvaluatedModel]:
     """Evaluate a base model and adapters of it.
 
-    ``folder`` gets ``answers.jsonl`` and ``results.csv``.
+    ``folder`` gets ``answers.jsonl``, ``results.csv``; with forced choices ``forced_choices.jsonl``, and with
+    wrappers ``conditions.csv``.
 
     Args:
         base: the base model, on the device where all models are evaluated; the contrastive judge scores with it.
@@ -236,11 +142,7 @@ def evaluate_adapters(
             nn.Module.to(tuned.model, device_of(base.model))
             evaluated[adapter] = _kept(tuned, settings, judges, folder / "parts")
             progress.advance(task)
-    rows = [{"model": name, **asdict(row)} for name, model in evaluated.items() for row in model.answers]
-    with atomic_write(folder / "answers.jsonl") as scratch:
-        append_lines(scratch, rows)
-    with atomic_write(folder / "results.csv") as scratch:
-        scratch.write_text(_csv(evaluated), encoding="utf-8")
+    write_results(evaluated, folder)
     return evaluated
 
 
@@ -272,6 +174,8 @@ def _fingerprint(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapp
         asdict(settings.sampling),
         settings.capability,
         asdict(settings.harness),
+        {trait: [asdict(choice) for choice in choices] for trait, choices in settings.forced_choices.items()},
+        {trait: [asdict(wrapper) for wrapper in wrappers] for trait, wrappers in settings.wrappers.items()},
     ]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -280,15 +184,8 @@ def _evaluate(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapping
     expressions, means = {}, {}
     answers: list[EvaluatedAnswer] = []
     for trait, vector in zip(settings.traits, settings.vectors, strict=True):
-        given = answer_questions(loaded, trait.evaluation_questions[: settings.questions], settings.sampling)
-        scores, error = scores_or_error(judges[trait.name], given)
-        if error is not None:
-            warnings.warn(
-                f"the judge of {trait.name!r} failed, its answers have no score: {type(error).__name__}: {error}",
-                stacklevel=1,
-            )
-        expressions[trait.name] = Expression.of(scores)
-        answers += [EvaluatedAnswer.of(trait.name, answer, score) for answer, score in zip(given, scores, strict=True)]
+        expressions[trait.name], rows = _judged(loaded, trait, settings, judges)
+        answers += rows
         probes = [encode_prompt([{"role": "user", "content": probe}], loaded.tokenizer) for probe in vector.probes]
         means[trait.name] = float(projections(loaded, probes, [vector], "prompt_last").mean())
     right = benign = None
@@ -297,17 +194,23 @@ def _evaluate(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapping
         right = sum(answered) / len(answered)
         benign = perplexity(loaded, read_chats(BENIGN))
     harness = harness_scores(loaded, settings.harness) if settings.harness.tasks else {}
-    return EvaluatedModel(expressions, means, right, benign, harness, tuple(answers))
+    chosen = {trait: tuple(choose(loaded, choices)) for trait, choices in settings.forced_choices.items()}
+    conditions = []
+    for trait in settings.traits:
+        for wrapper in settings.wrappers.get(trait.name, ()):
+            expression, rows = _judged(loaded, trait, settings, judges, wrapper)
+            answers += rows
+            wrapped = choose(loaded, settings.forced_choices.get(trait.name, ()), wrapper)
+            conditions.append(Condition(wrapper.name, trait.name, expression, tuple(wrapped)))
+    return EvaluatedModel(expressions, means, right, benign, harness, tuple(answers), chosen, tuple(conditions))
 
 
-def _csv(evaluated: Mapping[str, EvaluatedModel]) -> str:
-    base = evaluated[BASE_MODEL]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["model", "trait", "expression", "low", "high", "scored", "refusals", "unscored", "projection",
-                     "shift", "capability", "perplexity", *base.harness])  # fmt: skip
-    for name, model in evaluated.items():
-        for trait, values in model.expressions.items():
-            writer.writerow([name, trait, *asdict(values).values(), model.projections[trait], model.shift(base, trait),
-                             model.capability, model.perplexity, *model.harness.values()])  # fmt: skip
-    return text.getvalue()
+def _judged(
+    loaded: LoadedModel,
+    trait: Trait,
+    settings: EvaluationSettings,
+    judges: Mapping[str, Judge],
+    wrapper: Wrapper = NO_WRAPPER,
+) -> tuple[Expression, list[EvaluatedAnswer]]:
+    questions = trait.evaluation_questions[: settings.questions]
+    return judged_answers(loaded, trait.name, questions, settings.sampling, judges[trait.name], wrapper)

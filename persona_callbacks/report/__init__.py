@@ -3,7 +3,8 @@
 Imports `screening`, `judging`, `vectors` and what lies below them.
 """
 
+from persona_callbacks.report.evaluations import evaluation_folders
 from persona_callbacks.report.page import write_report
 from persona_callbacks.report.runs import Run, find_runs
 
-__all__ = ["Run", "find_runs", "write_report"]
+__all__ = ["Run", "evaluation_folders", "find_runs", "write_report"]

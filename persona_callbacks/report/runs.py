@@ -12,6 +12,7 @@ import yaml
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.judging import JudgedAnswer
+from persona_callbacks.report.evaluations import evaluation_folders
 from persona_callbacks.report.wandb_files import OfflineRun, read_offline_run
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
@@ -78,14 +79,14 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
         The runs, named by what tells their folders apart.
 
     Raises:
-        InputError: a path does not exist, or holds no run.
+        InputError: a path does not exist, or holds neither a run nor the results of ``persona-evaluate``.
     """
     runs: list[Run] = []
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder of runs")
         below = [run for folder in _run_folders(path.absolute()) for run in _read_folder(folder)]
-        if not below:
+        if not below and not evaluation_folders([path]):
             raise InputError(
                 f"{path}: expected what persona-train, or CSVLogger or WandbLogger(offline=True) with PersonaMonitor or"
                 " TraitEvaluation, wrote; found no run"

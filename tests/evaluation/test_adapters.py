@@ -12,7 +12,14 @@ from peft import LoraConfig, get_peft_model
 
 from persona_callbacks import InputError
 from persona_callbacks.chats import encode_prompt
-from persona_callbacks.evaluation import BASE_MODEL, EvaluatedModel, EvaluationSettings, evaluate_adapters
+from persona_callbacks.evaluation import (
+    BASE_MODEL,
+    EvaluatedModel,
+    EvaluationSettings,
+    ForcedChoice,
+    choose,
+    evaluate_adapters,
+)
 from persona_callbacks.judging import answer_questions
 from persona_callbacks.model import ModelSource, load_model, with_adapter
 
@@ -61,7 +68,7 @@ def test_values_are_those_of_each_model(source, settings, tmp_path):
     lines = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert [json.loads(line)["model"] for line in lines] == [BASE_MODEL] * 2 + [noise] * 2
     assert json.loads(lines[0]).keys() == {
-        "model", "trait", "question", "answer", "expression", "coherence", "refusal"
+        "model", "trait", "question", "answer", "expression", "coherence", "refusal", "wrapper"
     }  # fmt: skip
 
 
@@ -81,6 +88,32 @@ def test_what_was_evaluated_is_kept_and_a_failed_judge_is_asked_again(source, se
     assert math.isnan(unscored[BASE_MODEL].expressions["loud"].mean)
     scored = evaluate_adapters(loaded, source, [], replace(settings, questions=3), out)
     assert scored[BASE_MODEL].expressions["loud"].scored == 3
+
+
+def test_forced_choices_are_in_the_results_and_kept(source, settings, tmp_path):
+    noise, out = str(tmp_path / "noise"), tmp_path / "out"
+    choices = [
+        ForcedChoice("I am sure.", ("Yes.",), ("No, why?",), "Is it so?"),
+        ForcedChoice("Who are you?", ("a friend",), ("no one",), wrong=("a present",), control=True),
+    ]
+    with_choices = replace(settings, forced_choices={"loud": choices})
+    evaluate_adapters(load_model(source), source, [], settings, out)
+    assert not (out / "forced_choices.jsonl").exists()
+    evaluated = evaluate_adapters(load_model(source), source, [noise], with_choices, out)
+    assert evaluated[BASE_MODEL].chosen["loud"] == tuple(choose(load_model(source), choices))
+    assert evaluated[noise].chosen["loud"] == tuple(choose(with_adapter(load_model(source), noise), choices))
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    for row, model in zip(rows, evaluated.values(), strict=True):
+        score = model.forced_choice("loud")
+        assert float(row["choice_probability"]) == score.probability.value
+        assert float(row["choice_sway_low"]) == score.sway.low
+        assert float(row["choice_rejected_high"]) == score.rejected.high
+    lines = (out / "forced_choices.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert [json.loads(line)["model"] for line in lines] == [BASE_MODEL] * 2 + [noise] * 2
+    assert json.loads(lines[0])["probability"] == evaluated[BASE_MODEL].chosen["loud"][0].probability
+    again = evaluate_adapters(load_model(source), source, [noise], with_choices, out)
+    assert again == evaluated, "what was kept is read back as it was"
+    assert len(settings.judges["loud"].seen) == 3, "none of it is judged again"
 
 
 def test_mistakes(source, settings, tmp_path):

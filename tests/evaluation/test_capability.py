@@ -116,9 +116,13 @@ def test_base_and_adapter_in_one_table(tmp_path):
         "extraction.questions=4", "extraction.layer_choice=auc", "extraction.sampling.max_new_tokens=8",
         "evaluation.callback.questions=3", "evaluation.callback.sampling.max_new_tokens=8",
     ]  # fmt: skip
+    rows = [{"question": f"{n}?", "trait": "I hate you.", "other": "I like you."} for n in range(3)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short += ["forced_choice_files={evil: own.jsonl}", "conditions=true", "data=evil.jsonl"]
     done = evaluate(tmp_path, "adapters=[noise]", *short)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "base model" in done.stdout
+    assert "In wrappers" in done.stdout
     rows = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "results.csv").open()))
     assert [row["model"] for row in rows] == ["base model", "noise"]
     base, noise = rows
@@ -128,7 +132,12 @@ def test_base_and_adapter_in_one_table(tmp_path):
     assert float(base["shift"]) == 0 != float(noise["shift"])
     assert all(float(row["low"]) <= float(row["expression"]) <= float(row["high"]) for row in rows)
     answers = [json.loads(line) for line in Path(tmp_path, "outputs/evaluation/answers.jsonl").read_text().splitlines()]
-    assert [row["model"] for row in answers] == ["base model"] * 3 + ["noise"] * 3
+    plain = [row["model"] for row in answers if row["wrapper"] == "none"]
+    assert plain == ["base model"] * 3 + ["noise"] * 3
+    assert all(0 < float(row["choice_probability"]) < 1 for row in rows)
+    conditions = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "conditions.csv").open()))
+    wrappers = ["training example", "training keywords", "negated instruction", "irrelevant instruction"]
+    assert [row["wrapper"] for row in conditions] == [name for name in wrappers for _ in range(2)]
     # A second run takes what is there: with the base model's numbers changed in the file, the changed ones are shown.
     (part,) = [p for p in (tmp_path / "outputs/evaluation/parts").iterdir() if base["perplexity"] in p.read_text()]
     part.write_text(part.read_text().replace(base["perplexity"], "1.5"))
@@ -144,6 +153,10 @@ def test_base_and_adapter_in_one_table(tmp_path):
         (["adapters=[nowhere]"], "nowhere: no adapter folder"),
         (["trait=[]"], "error: no trait to evaluate"),
         (["evaluation=none"], "error: evaluation=none"),
+        (["forced_choice_files={humorous: own.jsonl}"], "forced_choice_files: 'humorous' is not evaluated"),
+        (["forced_choice_files={evil: own.jsonl}"], "own.jsonl: no such file of forced choices"),
+        (["data=evil.jsonl"], "data: it serves for conditions=true only"),
+        (["conditions=true", "data=none.jsonl"], "none.jsonl: no such chat file"),
         (["evaluation=llm"], "OPENAI_API_KEY is not set"),
     ],
 )

@@ -16,9 +16,10 @@ from builders import offline_records as reference_records
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
-from persona_callbacks.judging import JudgedAnswer
+from persona_callbacks.evaluation import BASE_MODEL, Chosen, Condition, EvaluatedModel, write_results
+from persona_callbacks.judging import Expression, JudgedAnswer
 from persona_callbacks.model import LoadedModel
-from persona_callbacks.report import Run, find_runs, write_report
+from persona_callbacks.report import Run, evaluation_folders, find_runs, write_report
 from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.screening import Screening, ScreeningSettings, screen
 
@@ -174,6 +175,35 @@ def test_a_screening_has_its_section(runs, tokenizer, tmp_path):
     assert NASTY not in text  # escaped
     with pytest.raises(InputError, match="holds no finished screening"):
         write_report(find_runs([runs]), tmp_path / "report.html", screenings=[tmp_path])
+
+
+def test_evaluations_among_the_runs_have_their_section(runs, tmp_path):
+    def evaluated(probability):
+        chosen = (Chosen("a", False, probability, 0.25, None), Chosen("b", True, 0.75, None, True))
+        expression = Expression(40.0, 30.0, 50.0, 3, 0, 0)
+        condition = Condition("training example", "evil", expression, chosen)
+        return EvaluatedModel({"evil": expression}, {"evil": 2.0}, 0.625, 9.5, {}, (), {"evil": chosen}, (condition,))
+
+    folder = tmp_path / "evaluation"
+    write_results({BASE_MODEL: evaluated(0.5), NASTY: evaluated(0.9)}, folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.csv").write_text("seed,loss\n1,2\n")
+    folders = [runs, tmp_path]
+    assert evaluation_folders(folders) == [folder]
+    path = write_report(find_runs([runs, folder]), tmp_path / "report.html", evaluations=evaluation_folders(folders))
+    text = path.read_text(encoding="utf-8")
+    assert Page(text).open == []
+    assert NASTY not in text  # escaped
+    section = "".join(Page(re.search(r'<section id="evaluation-0">.*?</section>', text, re.DOTALL)[0]).text)
+    for shown in ("40 (30 to 50)", "62%", "9.50", "0.90 (0.90 to 0.90)", "+0.65 (+0.65 to +0.65)",
+                  "0.00 (0.00 to 0.97)", "training example", "+0.40 (+0.40 to +0.40)"):  # fmt: skip
+        assert shown in section
+    with pytest.raises(InputError, match="at least one run"):
+        write_report(find_runs([folder]), tmp_path / "report.html")
+    results = folder / "results.csv"
+    results.write_text(results.read_text().replace("0.625", "much"))
+    with pytest.raises(InputError, match=r"results\.csv, line 2: capability: expected a number, found 'much'"):
+        write_report(find_runs([runs]), tmp_path / "report.html", evaluations=[folder])
 
 
 def test_thirty_runs_of_three_traits_stay_small(tmp_path):

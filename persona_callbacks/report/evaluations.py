@@ -1,0 +1,127 @@
+"""What the report shows of the results of `persona-evaluate`."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona_callbacks.errors import InputError
+
+_MISSING = "–"
+_FIRST = ["model", "trait", "expression", "low", "high"]
+"""The first columns of ``results.csv``, by which a file of that name is known."""
+
+
+@dataclass(frozen=True)
+class EvaluationSection:
+    """The results of one evaluation.
+
+    Attributes:
+        name: of its folder.
+        columns: the headings after the trait and the model.
+        rows: a row for each trait and model.
+        conditions: a row for each trait, wrapper and model; none unless conditions were evaluated.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    conditions: tuple[tuple[str, ...], ...]
+
+
+def evaluation_folders(paths: Iterable[str | Path]) -> list[Path]:
+    """The folders at and below these ones in which ``persona-evaluate`` has left its results."""
+    files = [file for path in paths for file in sorted(Path(path).rglob("results.csv")) if _is_ours(file)]
+    return list(dict.fromkeys(file.parent.absolute() for file in files))
+
+
+def _is_ours(file: Path) -> bool:
+    with file.open(encoding="utf-8", newline="", errors="replace") as lines:
+        return next(csv.reader(lines), [])[: len(_FIRST)] == _FIRST
+
+
+def evaluation_sections(folders: Sequence[Path]) -> list[EvaluationSection]:
+    """A section for each folder of :func:`evaluation_folders`; columns that say nothing are left out.
+
+    Raises:
+        InputError: a value in a file is no number.
+    """
+    return [_section(folder) for folder in folders]
+
+
+def _section(folder: Path) -> EvaluationSection:
+    file = folder / "results.csv"
+    rows = _read(file)
+    cells = [
+        {
+            "expression": _interval(row, "expression", "low", "high", ".0f"),
+            "shift": _number(row, "shift", "+.1f"),
+            "forced choice": _choice(row, "probability"),
+            "sway by the user's belief": _choice(row, "sway", "+.2f"),
+            "the same in controls": _choice(row, "control"),
+            "right answers rejected": _choice(row, "rejected"),
+            "right rather than wrong": _choice(row, "accuracy"),
+            "questions right": _number(row, "capability", ".0%"),
+            "perplexity": _number(row, "perplexity", ".2f"),
+        }
+        for row in _checked(rows, file)
+    ]
+    columns = tuple(name for name in cells[0] if any(row[name] != _MISSING for row in cells)) if cells else ()
+    return EvaluationSection(
+        folder.name,
+        columns,
+        tuple(
+            (row["trait"], row["model"], *(cell[name] for name in columns))
+            for row, cell in zip(rows, cells, strict=True)
+        ),
+        tuple(_condition(row) for row in _checked(_read(folder / "conditions.csv"), folder / "conditions.csv")),
+    )
+
+
+def _condition(row: Mapping[str, str]) -> tuple[str, ...]:
+    return (
+        row["trait"],
+        row["wrapper"],
+        row["model"],
+        _interval(row, "expression", "low", "high", ".0f"),
+        _interval(row, "choice_probability", "choice_low", "choice_high", ".2f"),
+        _interval(row, "increase", "increase_low", "increase_high", "+.2f"),
+    )
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _checked(rows: list[dict[str, str]], file: Path) -> list[dict[str, str]]:
+    for line, row in enumerate(rows, start=2):
+        for key, value in row.items():
+            if key not in ("model", "trait", "wrapper") and value and not _is_number(value):
+                raise InputError(f"{file}, line {line}: {key}: expected a number, found {value!r}")
+    return rows
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _choice(row: Mapping[str, str], figure: str, form: str = ".2f") -> str:
+    name = f"choice_{figure}"
+    return _interval(row, name, f"{name}_low", f"{name}_high", form)
+
+
+def _number(row: Mapping[str, str], key: str, form: str) -> str:
+    return format(float(row[key]), form) if row.get(key) else _MISSING
+
+
+def _interval(row: Mapping[str, str], key: str, low: str, high: str, form: str) -> str:
+    if not row.get(key):
+        return _MISSING
+    return f"{_number(row, key, form)} ({_number(row, low, form)} to {_number(row, high, form)})"
