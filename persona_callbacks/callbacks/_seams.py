@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError
@@ -75,6 +76,11 @@ def find_tokenizer(
             f"{callback} needs the model's tokenizer: pass tokenizer=..., or set it as `tokenizer` on the module or"
             f" data module (loading it as {model_id!r} failed: {error})"
         ) from error
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether there is an adapter that could be disabled to get back to the base model."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def response_tokens(batch: Any) -> Tensor | None:

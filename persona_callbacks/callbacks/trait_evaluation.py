@@ -7,12 +7,11 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import distributed, nn
+from torch import distributed
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from persona_callbacks.callbacks._seams import check_at_least_one, find_tokenizer
+from persona_callbacks.callbacks._seams import check_at_least_one, find_tokenizer, has_adapter
 from persona_callbacks.errors import InputError
 from persona_callbacks.judging import (
     Answer,
@@ -181,7 +180,7 @@ class TraitEvaluation(Callback):
         tokenizer = self.tokenizer or find_tokenizer("TraitEvaluation", trainer, pl_module, model_id)
         self._loaded = LoadedModel(model, tokenizer, model_id)
         contrastive = [trait for trait in self.traits if trait.name not in self.judges]
-        if contrastive and not _has_adapter(model):
+        if contrastive and not has_adapter(model):
             raise MisconfigurationException(
                 f"TraitEvaluation: the contrastive judge of {contrastive[0].name!r} scores with the base model, and"
                 " this model has no adapter that could be disabled; pass judges={...} for a full fine-tuning"
@@ -248,10 +247,6 @@ class TraitEvaluation(Callback):
 
     def _table(self, trainer: Trainer) -> None:
         metrics.log_table(trainer, metrics.EXPRESSION_TABLE, _COLUMNS, [astuple(row) for row in self.rows])
-
-
-def _has_adapter(model: nn.Module) -> bool:
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def _from_all_processes(trainer: Trainer, own: list[tuple[Answer, Score]]) -> list[tuple[Answer, Score]]:
