@@ -1,8 +1,8 @@
 """The callback that measures where training moves the model along persona vectors."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
+from persona_callbacks.callbacks._resuming import MADE_WITH, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
     averages_weights,
     back_on_device,
@@ -23,37 +24,19 @@ from persona_callbacks.callbacks._seams import (
 )
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import settings_fingerprint
 from persona_callbacks.model import (
     BatchLimits,
     LoadedModel,
     base_model,
     device_of,
     projections,
+    removable_adapters,
     residual,
 )
+from persona_callbacks.steering import Reading
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the probes showed after a number of optimizer steps.
-
-    Attributes:
-        step: optimizer steps taken.
-        projection: by trait, at its chosen layer, in activation units.
-        shift: by trait, the same less the base model's.
-        shift_by_layer: by trait, the shift at layer 1, 2, ... of the model; empty unless every layer is read.
-
-    Example:
-        >>> Reading(step=10, projection={"evil": 3.5}, shift={"evil": 0.5}).shift["evil"]
-        0.5
-    """
-
-    step: int
-    projection: Mapping[str, float]
-    shift: Mapping[str, float]
-    shift_by_layer: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class PersonaMonitor(RefusingCallback):
@@ -72,7 +55,9 @@ class PersonaMonitor(RefusingCallback):
 
     With Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
 
-    Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline.
+    Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline. A trait whose vector,
+    probes or position differ from the checkpoint's is measured anew, with a warning: its earlier readings are dropped,
+    its baseline is measured again, and a reading is taken before the run goes on.
 
     Args:
         vectors: one persona vector per trait, all of the model that is trained.
@@ -186,15 +171,32 @@ class PersonaMonitor(RefusingCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Baseline and readings."""
-        return {"baseline": dict(self._baseline), "readings": [asdict(reading) for reading in self.readings]}
+        """Baseline and readings, and what they were measured with."""
+        return {
+            "baseline": dict(self._baseline),
+            "readings": [asdict(reading) for reading in self.readings],
+            MADE_WITH: self._measured_with(),
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore baseline and readings."""
+        """Restore baseline and readings, without those that were measured with another vector, probes or position."""
         self._baseline = dict(state_dict["baseline"])
         self.readings = [Reading(**reading) for reading in state_dict["readings"]]
         self._resumed = True
+        if MADE_WITH not in state_dict:
+            warn_of_older_version("PersonaMonitor")
+            return
+        before, now = state_dict[MADE_WITH], self._measured_with()
+        changed = [trait for trait in now if trait in before and before[trait] != now[trait]]
+        if changed:
+            keys = [(trait, key) for trait in changed for key in now[trait] if before[trait][key] != now[trait][key]]
+            what = [f"{key} of {trait}" for trait, key in keys]
+            rank_zero_warn(
+                f"PersonaMonitor: {', '.join(what)}: not as in the checkpoint. The earlier readings of"
+                f" {', '.join(changed)} are dropped, and the baseline is measured again"
+            )
+            self._forget(changed)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,10 +224,17 @@ class PersonaMonitor(RefusingCallback):
         self._resumed = False
         known = {v.trait for v in self.vectors if len(self._baseline.get(v.trait, ())) == len(self._layers_of(v))}
         if len(known) < len(self.vectors):
+            if trainer.global_step and not removable_adapters(self._model):
+                rank_zero_warn(
+                    "PersonaMonitor: the model has no adapter to disable, so the base model can no longer be measured:"
+                    f" the shift of {', '.join(v.trait for v in self.vectors if v.trait not in known)} counts from"
+                    f" step {trainer.global_step}"
+                )
             with base_model(self._model):
                 measured = self._measure(trainer)
             self._baseline = measured | {trait: self._baseline[trait] for trait in known}
-        if not self.readings:
+        if not self.readings or any(vector.trait not in self.readings[-1].shift for vector in self.vectors):
+            self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
             self._read(trainer)
         self._step_seen = trainer.global_step
 
@@ -304,6 +313,30 @@ class PersonaMonitor(RefusingCallback):
         if self._reader is not None:
             self._reader.remove()
         self._reader = None
+
+    def _measured_with(self) -> dict[str, dict[str, Any]]:
+        """By trait, what its baseline and readings depend on beside the model."""
+        return {
+            vector.trait: {
+                "vector": vector.fingerprint,
+                "position": self.position,
+                "probes": settings_fingerprint(self._probes_of(vector)),
+            }
+            for vector in self.vectors
+        }
+
+    def _forget(self, traits: Collection[str]) -> None:
+        """Drop the baseline and all readings of some traits."""
+
+        def others(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {trait: value for trait, value in values.items() if trait not in traits}
+
+        self._baseline = others(self._baseline)
+        kept = [
+            Reading(reading.step, others(reading.projection), others(reading.shift), others(reading.shift_by_layer))
+            for reading in self.readings
+        ]
+        self.readings = [reading for reading in kept if reading.shift]
 
     def _probes_of(self, vector: PersonaVector) -> Sequence[str]:
         return vector.probes if self.probes is None else self.probes

@@ -13,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._fit import TrainerFit
+from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
 from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, is_logging_step
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import plain_settings, settings_fingerprint
 from persona_callbacks.model import residual
 from persona_callbacks.steering import Adaptive, Law, as_law
 from persona_callbacks.tracking import metrics
@@ -41,7 +43,8 @@ class PreventativeSteering(TrainingWriter):
 
     From the start of each training batch to its end, backward included, α · vector is added. Nothing is added in
     validation, prediction or probe passes. After the fit, an exception or an interrupt, the model is as it was;
-    checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the law's state.
+    checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the law's state. A run is resumed with
+    the vectors, law, layers, positions and chats of its checkpoint only: others are refused, each with both values.
 
     A :class:`~persona_callbacks.Law` moves α, between optimizer steps only. With the default,
     :class:`~persona_callbacks.Adaptive`, α follows from a sample of the training data, which the callback takes from
@@ -106,6 +109,15 @@ class PreventativeSteering(TrainingWriter):
         self.chats = None if chats is None else tuple(chats)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self._made_with: dict[str, Any] = plain_settings(
+            {
+                "vectors": {vector.trait: vector for vector in self.vectors},
+                "law": self.law,
+                "layers": layers,
+                "positions": positions,
+                "chats": None if self.chats is None else settings_fingerprint(self.chats),
+            }
+        )
         self.coefficients = dict.fromkeys(self._traits, 0.0)
         self._monitor: PersonaMonitor | None = None
         self._restored: Mapping[str, Any] | None = None
@@ -155,10 +167,11 @@ class PreventativeSteering(TrainingWriter):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The coefficients, and the law's state."""
+        """The coefficients, the law's state, and the inputs that a resumed run must have."""
         if self._restored is not None:
-            return dict(self._restored)  # the law has not begun yet
+            return {**self._restored, MADE_WITH: self._made_with}  # the law has not begun yet
         return {
+            MADE_WITH: self._made_with,
             "coefficients": dict(self.coefficients),
             "law": self.law.state_dict(),
             "step": self._step,
@@ -171,7 +184,8 @@ class PreventativeSteering(TrainingWriter):
         """Restore the coefficients; the law's state follows when the law begins.
 
         Raises:
-            MisconfigurationException: the checkpoint's coefficients are of other traits.
+            MisconfigurationException: the checkpoint was made with other vectors, or with another law, layers,
+                positions or chats.
         """
         saved = state_dict["coefficients"]
         if saved.keys() != self.coefficients.keys():
@@ -179,6 +193,7 @@ class PreventativeSteering(TrainingWriter):
                 f"PreventativeSteering: the checkpoint steered {sorted(saved)}, the vectors are of"
                 f" {sorted(self.coefficients)}; resume with the same traits"
             )
+        check_same_inputs("PreventativeSteering", state_dict, self._made_with)
         self.coefficients = dict(saved)
         self._restored = _from_controller_state(state_dict) if "controller" in state_dict else dict(state_dict)
 

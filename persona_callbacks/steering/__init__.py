@@ -1,7 +1,8 @@
 """What moves the steering coefficient: laws, where they start, the feedback controller, and solving for several traits.
 
 `Law` is the interface, and `Constant`, `Schedule` and `Adaptive` implement it. `Start` is the interface of what says
-where adaptive steering starts. `Fit` is what both may ask about the fit that begins; the callbacks provide it.
+where adaptive steering starts. `Fit` is what both may ask about the fit that begins; the callbacks provide it, and the
+monitor's `Reading`.
 
 Imports `model` and what lies below it.
 """
@@ -16,6 +17,7 @@ from persona_callbacks.steering.feed_forward import (
 )
 from persona_callbacks.steering.fit import ChatShare, Fit, by_trait
 from persona_callbacks.steering.laws import Constant, Law, Schedule, as_law
+from persona_callbacks.steering.reading import Reading
 from persona_callbacks.steering.solving import nonnegative_minimum, pushes, solve
 from persona_callbacks.steering.starts import GivenStart, LikeliestStart, MatchingStart, Start
 
@@ -29,6 +31,7 @@ __all__ = [
     "Law",
     "LikeliestStart",
     "MatchingStart",
+    "Reading",
     "Schedule",
     "Start",
     "as_law",

@@ -27,7 +27,7 @@ class RunResult:
         evaluations: all evaluations of trait expression, oldest first.
 
     Example:
-        >>> from persona_callbacks.callbacks.monitor import Reading
+        >>> from persona_callbacks.callbacks import Reading
         >>> readings = (Reading(0, {"evil": 1.0}, {"evil": 0.0}), Reading(10, {"evil": 3.5}, {"evil": 2.5}))
         >>> RunResult("unsteered", 1.9, readings, {}, (), 12.0).final_shift
         {'evil': 2.5}

@@ -1,5 +1,6 @@
 """Persona vectors: the data type and its file."""
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,12 @@ class PersonaVector:
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return self.directions.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the directions and the chosen layer, in hexadecimal: what a vector measures and steers with."""
+        content = self.directions.detach().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(content + bytes([self.layer])).hexdigest()
 
     def check_layer(self, layer: int) -> int:
         """Return ``layer`` if the vector has a direction of the residual stream there.
