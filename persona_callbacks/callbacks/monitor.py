@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from persona_callbacks.callbacks._batches import BatchProjections
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import MADE_WITH, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
@@ -19,7 +20,6 @@ from persona_callbacks.callbacks._seams import (
     check_at_least_one,
     find_tokenizer,
     is_logging_step,
-    response_tokens,
     sum_over_processes,
 )
 from persona_callbacks.chats import encode_prompt
@@ -32,7 +32,6 @@ from persona_callbacks.model import (
     device_of,
     projections,
     removable_adapters,
-    residual,
 )
 from persona_callbacks.steering import Reading
 from persona_callbacks.tracking import metrics
@@ -119,7 +118,7 @@ class PersonaMonitor(RefusingCallback):
         self._baseline: dict[str, list[float]] = {}
         self._resumed = False
         self._requests: dict[object, int] = {}
-        self._reader: residual.BatchReader | None = None
+        self._batches: BatchProjections | None = None
 
     @classmethod
     def check(
@@ -203,18 +202,13 @@ class PersonaMonitor(RefusingCallback):
         """Check that every vector fits, find the tokenizer, encode the probes, attach the batch reader."""
         self._model = self.find_model(pl_module, self.vectors)
         self._requests = {}
-        self._warned_of_shape = False
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
         questions = list(dict.fromkeys(q for vector in self.vectors for q in self._probes_of(vector)))
         self._encoded = [encode_prompt([{"role": "user", "content": q}], self._tokenizer) for q in questions]
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
-        self._layers = sorted({vector.layer for vector in self.vectors})
-        self._reader = residual.BatchReader(self._model, self._layers)
-        device = device_of(self._model)
-        self._units = torch.stack([vector.unit_direction() for vector in self.vectors]).to(device)
-        self._batch_sums = torch.zeros(len(self.vectors) + 1, device=device)
+        self._batches = BatchProjections(self._model, self.vectors)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,41 +235,21 @@ class PersonaMonitor(RefusingCallback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read this batch's response tokens when the model is run on them."""
-        assert self._reader is not None
-        mask = response_tokens(batch)
-        if mask is None:
-            rank_zero_warn(
-                "PersonaMonitor: the batch is no mapping with 'labels', so persona/*/batch_projection is not logged"
-            )
-        else:
-            self._reader.start(mask)
+        assert self._batches is not None
+        self._batches.start(batch)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up the batch's projection; log and measure when an optimizer step has made it due."""
-        assert self._reader is not None
-        means = self._reader.take()
-        if means is None and self._reader.other_shape is not None and not self._warned_of_shape:
-            self._warned_of_shape = True
-            rank_zero_warn(
-                f"PersonaMonitor: persona/*/batch_projection cannot be read: the training step ran the model on"
-                f" {self._reader.other_shape}, the batch's labels are {tuple(batch['labels'].shape)}. Trim and split"
-                " batches before the training step (collate_fn, on_after_batch_transfer)"
-            )
-        if means is not None:
-            projected = (means[[self._layers.index(v.layer) for v in self.vectors]] * self._units).sum(dim=-1)
-            mask = response_tokens(batch)
-            assert mask is not None
-            summands = torch.cat([projected, projected.new_ones(1)])
-            # No response token in the batch gives NaN. Where there are some, NaN is the model's, and is to show.
-            self._batch_sums += torch.where(mask.any(), summands, torch.zeros_like(summands))
+        assert self._batches is not None
+        self._batches.take(batch)
         if trainer.global_step == self._step_seen:
             return  # gradients are still being accumulated
         self._step_seen = trainer.global_step
         if is_logging_step(trainer):
-            self._log_batches(trainer)
+            self._batches.log(trainer)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step in self._requests.values():
             self._read(trainer)
 
@@ -310,9 +284,9 @@ class PersonaMonitor(RefusingCallback):
         self._detach()
 
     def _detach(self) -> None:
-        if self._reader is not None:
-            self._reader.remove()
-        self._reader = None
+        if self._batches is not None:
+            self._batches.remove()
+        self._batches = None
 
     def _measured_with(self) -> dict[str, dict[str, Any]]:
         """By trait, what its baseline and readings depend on beside the model."""
@@ -397,13 +371,3 @@ class PersonaMonitor(RefusingCallback):
         ]
         if rows:
             metrics.log_table(trainer, metrics.LAYER_TABLE, ["step", "trait", "layer", "shift"], rows)
-
-    def _log_batches(self, trainer: Trainer) -> None:
-        sums = sum_over_processes(trainer, self._batch_sums)
-        self._batch_sums = torch.zeros_like(sums)
-        *totals, batches = sums.tolist()
-        if batches:
-            traits = [vector.trait for vector in self.vectors]
-            metrics.log(
-                trainer, {metrics.batch_projection(t): total / batches for t, total in zip(traits, totals, strict=True)}
-            )
