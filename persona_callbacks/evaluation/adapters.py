@@ -22,7 +22,7 @@ from persona_callbacks.chats import BENIGN, encode_prompt, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation.capability import answered_rightly, perplexity, read_questions
 from persona_callbacks.evaluation.harness import HarnessSettings, check_harness, harness_scores
-from persona_callbacks.files import append_lines, atomic_write, write_json
+from persona_callbacks.files import append_lines, atomic_write, read_json, write_json
 from persona_callbacks.judging import (
     Answer,
     ContrastiveJudge,
@@ -179,16 +179,16 @@ class EvaluatedModel:
         Raises:
             InputError: the file is not the evaluation of a model.
         """
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+
+        def read(content: Any) -> EvaluatedModel:
             expressions = {trait: Expression(**values) for trait, values in content.pop("expressions").items()}
             answers = tuple(EvaluatedAnswer(**row) for row in content.pop("answers"))
             return cls(expressions=expressions, answers=answers, **content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected the evaluation of a model ({type(error).__name__}: {error}); delete it to evaluate"
-                " the model again"
-            ) from error
+
+        try:
+            return read_json(path, read, "the evaluation of a model")
+        except InputError as error:
+            raise InputError(f"{error}; delete it to evaluate the model again") from error
 
 
 def evaluate_adapters(

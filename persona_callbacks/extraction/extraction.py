@@ -25,7 +25,7 @@ from persona_callbacks.extraction.layer_choice import (
 )
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
 from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
-from persona_callbacks.files import append_lines, atomic_write, cache_dir, recover_lines
+from persona_callbacks.files import append_lines, atomic_write, cache_dir, model_folder, recover_lines
 from persona_callbacks.judging import ContrastiveJudge, Judge
 from persona_callbacks.model import (
     BatchLimits,
@@ -125,7 +125,7 @@ def extract(
     made = _key(
         [revision, trait.fingerprint, generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
     )
-    folder = cache_dir() / "vectors" / loaded.id.rpartition("/")[2]
+    folder = cache_dir() / "vectors" / model_folder(loaded.id)
     result = folder / f"{trait.name}-{_key([_METHOD, made, asdict(settings), judge.name if judge else None])}"
     if result.is_dir():
         job.console.print(f"Persona vector of {trait.name}: cached, {result}")
@@ -155,7 +155,7 @@ def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
         {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
         settings,
         folder / "responses.jsonl",
-        tuple(Steered(**{**row, "answers": tuple(row["answers"])}) for row in recover_lines(folder / "sweep.jsonl")),
+        tuple(recover_lines(folder / "sweep.jsonl", lambda row: Steered(**{**row, "answers": tuple(row["answers"])}))),
     )
 
 

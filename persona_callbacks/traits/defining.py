@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write
+from persona_callbacks.files import atomic_write, check_name
 from persona_callbacks.traits.trait import InstructionPair, Trait
 
 PAIRS = 5
@@ -103,6 +103,7 @@ def check_request(name: str, description: str) -> None:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name or ""):
         raise InputError(f"name: expected lower-case letters, digits and underscores, such as 'gloomy', found {name!r}")
+    check_name(name, "name")
     if len((description or "").split()) < 3:
         raise InputError(f"description: expected the trait in a sentence, found {description!r}")
 

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import check_name, check_text, read_yaml
 
 _KEYS = ("name", "description", "instructions", "questions", "rubric")
 
@@ -38,12 +37,16 @@ class Trait:
         64
 
     Attributes:
-        name: name of the trait.
+        name: name of the trait, which names files too: ASCII letters, digits, ``_``, ``-`` and ``.``, no ``.`` at its
+            beginning, at most 64 characters.
         description: what a response that shows the trait does.
         instructions: pairs of system prompts that elicit the trait and its opposite.
         extraction_questions: questions whose answers make the persona vector.
         evaluation_questions: questions that probe a model; none of them is an extraction question.
         rubric: prompt of a judge, with the placeholders ``{question}`` and ``{response}``.
+
+    Raises:
+        InputError: a name that cannot be the name of a file.
     """
 
     name: str
@@ -53,21 +56,22 @@ class Trait:
     evaluation_questions: tuple[str, ...]
     rubric: str
 
+    def __post_init__(self) -> None:
+        """Check the name."""
+        check_name(self.name, "trait: name")
+
     @classmethod
     def load(cls, path: str | Path) -> "Trait":
         """Read a trait file (YAML).
 
         Raises:
-            InputError: the file is missing, is no YAML mapping, or a key is missing, unknown or of the wrong kind.
+            InputError: the file is missing, is no YAML mapping, uses anchors, or a key is missing, unknown or of the
+                wrong kind.
         """
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such trait file")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid YAML: {error}") from error
-        return cls.from_mapping(content, source=str(path))
+        return cls.from_mapping(read_yaml(path), source=str(path))
 
     @classmethod
     def from_mapping(cls, content: Any, source: str) -> "Trait":
@@ -107,7 +111,7 @@ class Trait:
             if placeholder not in rubric:
                 raise InputError(f"{source}: rubric: the placeholder {placeholder} is missing")
         return cls(
-            name=_checked_text(content["name"], f"{source}: name"),
+            name=check_name(content["name"], f"{source}: name"),
             description=_checked_text(content["description"], f"{source}: description"),
             instructions=tuple(instructions),
             extraction_questions=by_use["extraction"],
@@ -142,7 +146,7 @@ def _checked_list(value: Any, where: str) -> list[Any]:
 def _checked_text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: expected text, found {_described(value)}")
-    return value.strip()
+    return check_text(value, where).strip()
 
 
 def _described(value: Any) -> str:

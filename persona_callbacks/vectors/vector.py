@@ -17,6 +17,7 @@ from torch import Tensor
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
 from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors.contents import check_checksum, check_contents, with_checksum
 from persona_callbacks.vectors.evidence import Counts, Evidence
 
 Position = Literal["prompt_last", "prompt_mean", "response_mean"]
@@ -50,7 +51,8 @@ class PersonaVector:
         1.0
 
     Attributes:
-        trait: name of the trait.
+        trait: name of the trait, which names files too: ASCII letters, digits, ``_``, ``-`` and ``.``, no ``.`` at its
+            beginning, at most 64 characters.
         directions: ``[num_layers + 1, hidden_size]`` float32, in activation units. Row ``i`` belongs to the residual
             stream after ``i`` blocks; row 0 is the embedding output, the last row the last block's raw output.
         layer: the chosen layer, at which projections are reported.
@@ -67,8 +69,8 @@ class PersonaVector:
         library_version: the version of this library that made it.
 
     Raises:
-        InputError: directions of another shape or type, or not finite; an unknown position; or a layer that the vector
-            does not have.
+        InputError: a trait that cannot be the name of a file; a field of another type; directions of another shape or
+            type, or not finite; an unknown position; or a layer that the vector does not have.
     """
 
     trait: str
@@ -86,6 +88,7 @@ class PersonaVector:
     library_version: str = field(default_factory=lambda: version("persona-callbacks"))
 
     def __post_init__(self) -> None:
+        check_contents(self)
         shape = tuple(self.directions.shape)
         if len(shape) != 2 or shape[0] < 2 or shape[1] < 1 or self.directions.dtype != torch.float32:
             raise InputError(
@@ -204,8 +207,8 @@ class PersonaVector:
             )
 
     def metadata(self) -> dict[str, str]:
-        """Everything but the directions, as text: what files store beside them."""
-        return {
+        """Everything but the directions, as text, with a checksum of all: what files store beside them."""
+        content = {
             "format": _FORMAT,
             "trait": self.trait,
             "layer": json.dumps(self.layer),
@@ -220,20 +223,22 @@ class PersonaVector:
             "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,
         }
+        return with_checksum(content, self.directions)
 
     @classmethod
     def from_metadata(cls, directions: Tensor, metadata: Mapping[str, str]) -> "PersonaVector":
         """Build a vector from its directions ``[num_layers + 1, hidden_size]`` and what :meth:`metadata` gave.
 
         Raises:
-            InputError: a key is missing, or its value cannot be used; the message names the key.
+            InputError: a key is missing, or its value cannot be used; the message names the key. Or the content does
+                not match its checksum.
         """
         # Keys that older files lack have defaults.
         text = {"judge": "{}", "last_row_normed": "false", **metadata}
         missing = [key for key in _METADATA if key not in text]
         if missing:
             raise InputError(f"the metadata key {missing[0]!r} is missing; expected {', '.join(_METADATA)}")
-        return cls(
+        vector = cls(
             trait=text["trait"],
             directions=directions,
             layer=_parsed(text, "layer", _whole_number),
@@ -248,6 +253,8 @@ class PersonaVector:
             last_row_normed=_parsed(text, "last_row_normed", _yes_or_no),
             library_version=text["library_version"],
         )
+        check_checksum(metadata, vector.directions)
+        return vector
 
     def save(self, path: str | Path) -> Path:
         """Write the vector as a safetensors file, completely or not at all, and return the path."""
@@ -270,7 +277,7 @@ class PersonaVector:
             with safe_open(path, framework="pt") as file:
                 metadata: dict[str, str] = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:  # of a header it cannot make out
             raise InputError(f"{path}: not a readable persona vector: {error}") from error
         if metadata.get("format") != _FORMAT:
             raise InputError(
@@ -333,19 +340,19 @@ def _parsed(text: Mapping[str, str], key: str, read: Callable[[Any], _Content]) 
     """
     try:
         return read(json.loads(text[key]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"metadata key {key!r}: {error}") from error
 
 
 def _whole_number(content: Any) -> int:
     if type(content) is not int:
-        raise InputError(f"expected a whole number, found {content!r}")
+        raise InputError(f"expected a whole number, found {content!r}"[:200])
     return content
 
 
 def _yes_or_no(content: Any) -> bool:
     if not isinstance(content, bool):
-        raise InputError(f"expected true or false, found {content!r}")
+        raise InputError(f"expected true or false, found {content!r}"[:200])
     return content
 
 

@@ -56,7 +56,7 @@ def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(t
     assert vector.calibration == Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05)
     with safe_open(vector.save(tmp_path / "again.safetensors"), framework="pt") as file:
         written = file.metadata()
-    assert written.keys() == OLDER.keys()
+    assert written.keys() == OLDER.keys() | {"checksum"}
     for key in ("counts", "statistics", "judge", "probes"):
         older, again = (json.dumps(json.loads(text[key]), sort_keys=True) for text in (OLDER, written))
         assert again == older.replace("[1.0, 2.0]", "[1, 2]"), key
@@ -142,3 +142,49 @@ def test_additions_of_several_traits_sum():
     chosen = steering_additions([first], {"evil": 2.0}, "chosen")
     assert list(chosen) == [3]
     assert torch.equal(chosen[3], 2 * first.directions[3])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"probes": "Why?"}, "probes: expected a sequence of questions, found 'Why[?]'"),
+        ({"probes": ("Why?", 3)}, "probes, number 2: expected text, found 3"),
+        ({"probes": ("\ud800",)}, "half of a surrogate pair"),
+        ({"counts": (3, 4)}, "counts: expected Counts or None"),
+        ({"evidence": None}, "evidence: expected Evidence, found None"),
+        ({"calibration": {"slope": 1.0}}, "calibration: expected Calibration or None"),
+        ({"model_id": None}, "model_id: expected text, found None"),
+        ({"directions": [[1.0]]}, "directions: expected a tensor"),
+    ],
+)
+def test_fields_of_another_type_are_named(changed, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(make_vector(), **changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("statistics", '{"sweep_layers": [1e999], "sweep_expression": [1], "sweep_coherence": [1]}'),
+        ("statistics", '{"auc": [0.5, ' + "9" * 400 + "]}"),
+        ("statistics", '{"steering_effect_layers": [1.5], "steering_effect": [1]}'),
+        ("judge", '{"offsets": "123", "scales": "456", "slope": 1, "intercept": 0, "auc": 1, "calibration_error": 0}'),
+        ("judge", '{"offsets": [1], "scales": [], "slope": 1, "intercept": 0, "auc": 1, "calibration_error": 0}'),
+        ("judge", "[1]"),
+        ("counts", "[1]"),
+        ("probes", "[" * 100_000),
+        ("layer", "9" * 5_000),
+    ],
+)
+def test_odd_metadata_is_named(key, value, tmp_path):
+    with pytest.raises(InputError, match=f"metadata key '{key}'"):
+        PersonaVector.load(write_older(tmp_path / "bad.safetensors", **{key: value}))
+
+
+def test_a_file_with_one_changed_value_is_told(tmp_path):
+    path = make_vector().save(tmp_path / "evil.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1  # of a direction
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"evil\.safetensors: the content does not match its checksum"):
+        PersonaVector.load(path)
