@@ -214,7 +214,9 @@ TRAIT = Trait.from_mapping(
             {"trait": "Be loud.", "opposite": "Be quiet."},
             {"trait": "Cry out.", "opposite": "Hush now."},
         ],
-        "questions": {"extraction": list(QUESTIONS[:4]), "evaluation": [QUESTIONS[4]]},
+        "questions": {
+            "extraction": list(QUESTIONS[:4]), "probe": ["What is new?", "Is it late?"], "evaluation": [QUESTIONS[4]],
+        },
     },
     "test",
 )  # fmt: skip

@@ -110,7 +110,7 @@ def _curve(
     """Answers under every coefficient, ascending, 0 among them."""
     judge = ContrastiveJudge.of_vector(loaded, trait, vector, settings.judge_pairs)
     conditions = [(vector.layer, float(c)) for c in sorted({0.0, *cfg.curve.coefficients})]
-    questions = trait.evaluation_questions[: cfg.curve.questions]
+    questions = trait.probe_questions[: cfg.curve.questions]
     with progress_bar(console) as progress:
         task = progress.add_task(f"{trait.name}: steering at inference", total=len(conditions))
         return steered_expression(

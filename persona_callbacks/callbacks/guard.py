@@ -35,6 +35,9 @@ class DriftGuard(RefusingCallback):
     the trainer's list. Rolling back keeps one copy of the trained weights (with LoRA, of the adapter) on their device,
     and in checkpoints; the readings made on what was rolled back stay in the logs.
 
+    A limit on expression acts on answers to the evaluation questions: the expression that such a run reports is then no
+    longer held out.
+
     Args:
         shift: the highest allowed shift, in activation units; one for all traits or some traits' own.
         expression: the highest allowed mean trait expression, 0 to 100; one for all traits or some traits' own.

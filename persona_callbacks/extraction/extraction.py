@@ -126,7 +126,8 @@ def extract(
         [revision, trait.fingerprint, generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
     )
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
-    result = folder / f"{trait.name}-{_key([_METHOD, made, asdict(settings), judge.name if judge else None])}"
+    judged_by = judge.name if judge else None
+    result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
     if result.is_dir():
         job.console.print(f"Persona vector of {trait.name}: cached, {result}")
         return load_extraction(result, settings)
@@ -186,7 +187,7 @@ def _vectors(job: ExtractionJob, judged: Judged, revision: str) -> dict[Position
             model_id=job.loaded.id,
             model_revision=revision,
             position=position,
-            probes=job.trait.evaluation_questions,
+            probes=job.trait.probe_questions,
             counts=judged.counts,
             evidence=_evidence(contrast.separation(number)),
             calibration=judged.calibration,
@@ -273,7 +274,7 @@ def _sweep(job: ExtractionJob, judge: Judge, directions: Tensor) -> list[Steered
     """Steer at several layers; the first entry is unsteered."""
     layers = candidate_layers(directions.shape[0] - 1, job.settings.sweep_layers)
     conditions = [(layers[0], 0.0), *((layer, job.settings.sweep_coefficient) for layer in layers)]
-    questions = job.trait.evaluation_questions[: job.settings.sweep_questions]
+    questions = job.trait.probe_questions[: job.settings.sweep_questions]
     with progress_bar(job.console) as progress:
         task = progress.add_task(f"{job.trait.name}: steering sweep", total=len(conditions))
         return steered_expression(

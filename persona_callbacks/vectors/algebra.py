@@ -122,6 +122,7 @@ def _derived(
         directions=directions.float(),
         layer=layer,
         probes=like.probes if probes is None else probes,
+        probes_also_evaluate=any(vector.probes_also_evaluate for vector in made_from),
         counts=None,
         evidence=Evidence(),
         calibration=None,

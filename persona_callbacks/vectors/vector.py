@@ -30,7 +30,7 @@ _Content = TypeVar("_Content")
 _FORMAT = "persona-callbacks/1"
 
 _METADATA = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "statistics", "judge",
-             "trait_fingerprint", "last_row_normed", "library_version")  # fmt: skip
+             "trait_fingerprint", "last_row_normed", "probes_also_evaluate", "library_version")  # fmt: skip
 
 # A vector is reported as weak below any of these.
 _FEW = 20
@@ -60,6 +60,8 @@ class PersonaVector:
         model_revision: which weights of that model.
         position: where the activations were read.
         probes: questions on which shift is measured; never used in extraction.
+        probes_also_evaluate: whether they are the trait's evaluation questions too, as in the files of versions before
+            traits had probe questions.
         counts: number of responses that it was made from, if that is known.
         evidence: how good it is at each layer.
         calibration: of the contrastive judge on this trait, if there is one; see :mod:`persona_callbacks.judging`.
@@ -80,6 +82,7 @@ class PersonaVector:
     model_revision: str = ""
     position: Position = "response_mean"
     probes: tuple[str, ...] = ()
+    probes_also_evaluate: bool = False
     counts: Counts | None = None
     evidence: Evidence = field(default_factory=Evidence)
     calibration: Calibration | None = None
@@ -157,6 +160,11 @@ class PersonaVector:
                 f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
                 f" {self.calibration.auc:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
             )
+        if self.probes_also_evaluate:
+            reasons.append(
+                "its probes are the evaluation questions, as an older version stored them, so what controls a training"
+                " is measured on what is reported of it; extract it again"
+            )
         return reasons
 
     def direction(self, layer: int | None = None) -> Tensor:
@@ -216,6 +224,7 @@ class PersonaVector:
             "model_revision": self.model_revision,
             "position": self.position,
             "probes": json.dumps(self.probes),
+            "probes_also_evaluate": json.dumps(self.probes_also_evaluate),
             "counts": json.dumps({} if self.counts is None else asdict(self.counts)),
             "statistics": json.dumps(self.evidence.statistics()),
             "judge": json.dumps({} if self.calibration is None else asdict(self.calibration)),
@@ -234,7 +243,7 @@ class PersonaVector:
                 not match its checksum.
         """
         # Keys that older files lack have defaults.
-        text = {"judge": "{}", "last_row_normed": "false", **metadata}
+        text = {"judge": "{}", "last_row_normed": "false", "probes_also_evaluate": "true", **metadata}
         missing = [key for key in _METADATA if key not in text]
         if missing:
             raise InputError(f"the metadata key {missing[0]!r} is missing; expected {', '.join(_METADATA)}")
@@ -246,6 +255,7 @@ class PersonaVector:
             model_revision=text["model_revision"],
             position=text["position"],  # type: ignore[arg-type]  # checked when built
             probes=_parsed(text, "probes", _texts),
+            probes_also_evaluate=_parsed(text, "probes_also_evaluate", _yes_or_no),
             counts=_parsed(text, "counts", lambda content: Counts.from_mapping(content) if content else None),
             evidence=_parsed(text, "statistics", Evidence.from_statistics),
             calibration=_parsed(text, "judge", lambda content: Calibration.from_mapping(content) if content else None),

@@ -28,9 +28,10 @@ REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "qwen3-4b_evil_
 FULL = replace(
     make_vector(), probes=("Why?", "Größe?"), counts=Counts(5, 6), evidence=Evidence(auc=(0.5,) * 5), model_id="a/b",
     calibration=Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05), model_revision="abc", trait_fingerprint="f",
+    probes_also_evaluate=True,
 )  # fmt: skip
 FIELDS = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "evidence", "calibration",
-          "trait_fingerprint", "last_row_normed", "library_version")  # fmt: skip
+          "trait_fingerprint", "last_row_normed", "probes_also_evaluate", "library_version")  # fmt: skip
 
 
 def same(first, second):

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from persona_callbacks import InputError, PersonaVector
-from persona_callbacks.vectors import Calibration, Counts, Evidence, SweepPoint, steering_additions
+from persona_callbacks.vectors import Calibration, Counts, Evidence, SweepPoint, add, negate, steering_additions
 
 
 def test_a_saved_vector_is_the_same_when_loaded(tmp_path):
@@ -56,13 +56,29 @@ def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(t
     assert vector.calibration == Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05)
     with safe_open(vector.save(tmp_path / "again.safetensors"), framework="pt") as file:
         written = file.metadata()
-    assert written.keys() == OLDER.keys() | {"checksum"}
+    assert written.keys() - OLDER.keys() == {"checksum", "probes_also_evaluate"}
+    assert OLDER.keys() <= written.keys()
     for key in ("counts", "statistics", "judge", "probes"):
         older, again = (json.dumps(json.loads(text[key]), sort_keys=True) for text in (OLDER, written))
         assert again == older.replace("[1.0, 2.0]", "[1, 2]"), key
     early = write_older(tmp_path / "early.safetensors", judge=None, last_row_normed=None, counts="{}", statistics="{}")
     bare = PersonaVector.load(early)
     assert (bare.counts, bare.evidence, bare.calibration, bare.last_row_normed) == (None, Evidence(), None, False)
+
+
+def test_a_file_from_before_probes_had_their_own_questions_says_so(tmp_path):
+    older = PersonaVector.load(write_older(tmp_path / "older.safetensors"))
+    said = [weakness for weakness in older.weaknesses() if "its probes are the evaluation questions" in weakness]
+    assert len(said) == 1
+    for kept in (
+        PersonaVector.load(older.save(tmp_path / "again.safetensors")),
+        negate(older),
+        add([older], [2.0], "x"),
+    ):
+        assert said[0] in kept.weaknesses()
+    new = make_vector()
+    assert not new.weaknesses()
+    assert not PersonaVector.load(new.save(tmp_path / "new.safetensors")).weaknesses()
 
 
 @pytest.mark.parametrize(
@@ -78,6 +94,7 @@ def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(t
         ("layer", '"two"', "expected a whole number, found 'two'"),
         ("probes", '"Why?"', "expected a list of texts"),
         ("last_row_normed", "1", "expected true or false, found 1"),
+        ("probes_also_evaluate", '"no"', "expected true or false, found 'no'"),
         ("model_id", None, "is missing; expected trait, layer"),
     ],
 )
