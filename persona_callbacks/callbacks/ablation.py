@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
+from persona_callbacks.callbacks._resuming import SameInputs
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import residual
@@ -22,7 +22,7 @@ from persona_callbacks.vectors import (
 )
 
 
-class Ablation(TrainingWriter):
+class Ablation(SameInputs, TrainingWriter):
     """Remove, during training only, the component of the residual stream within the span of the persona vectors (CAFT;
     Chen et al. 2025, J.4), so that training cannot use it.
 
@@ -78,26 +78,6 @@ class Ablation(TrainingWriter):
         """
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
-
-    @property
-    @override
-    def state_key(self) -> str:
-        """One for each choice of traits."""
-        return self._generate_state_key(traits=[vector.trait for vector in self.vectors])
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """The inputs that a resumed run must have."""
-        return {MADE_WITH: self._made_with}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make sure that vectors, layers and positions are those of the checkpoint.
-
-        Raises:
-            MisconfigurationException: they are not.
-        """
-        check_same_inputs("Ablation", state_dict, self._made_with)
 
     @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
-from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
+from persona_callbacks.callbacks._resuming import SameInputs
 from persona_callbacks.callbacks._seams import is_logging_step, response_tokens
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import plain_settings
@@ -20,7 +20,7 @@ from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import Layers, PersonaVector, check_layers, check_vectors, steering_layers, warn_if_weak
 
 
-class ProjectionRegularisation(RefusingCallback):
+class ProjectionRegularisation(SameInputs, RefusingCallback):
     """Add a penalty to the training loss on how far the model has moved along the persona vectors on the training batch
     itself (Chen et al. 2025, J.5, where the model bypasses it: the trait is written elsewhere).
 
@@ -71,26 +71,6 @@ class ProjectionRegularisation(RefusingCallback):
         if weight < 0:
             raise InputError(f"{cls.__name__}: weight must be 0 or more, found {weight}")
         check_layers(layers, traits, num_layers)
-
-    @property
-    @override
-    def state_key(self) -> str:
-        """One for each choice of traits."""
-        return self._generate_state_key(traits=[vector.trait for vector in self.vectors])
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """The inputs that a resumed run must have."""
-        return {MADE_WITH: self._made_with}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make sure that vectors, weight and layers are those of the checkpoint.
-
-        Raises:
-            MisconfigurationException: they are not.
-        """
-        check_same_inputs("ProjectionRegularisation", state_dict, self._made_with)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
