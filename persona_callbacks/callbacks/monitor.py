@@ -34,7 +34,7 @@ from persona_callbacks.model import (
     projections,
     removable_adapters,
 )
-from persona_callbacks.steering import Reading
+from persona_callbacks.steering import Reading, Sensor
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
 
@@ -178,6 +178,10 @@ class PersonaMonitor(RefusingCallback):
             self._requests.pop(requester, None)
         else:
             self._requests[requester] = step
+
+    def traits_of(self, sensor: Sensor) -> tuple[str, ...]:
+        """The traits that a sensor reads: all, or, for the preference, those that have minimal pairs."""
+        return tuple(self.pairs) if sensor == "preference" else tuple(vector.trait for vector in self.vectors)
 
     @override
     def state_dict(self) -> dict[str, Any]:

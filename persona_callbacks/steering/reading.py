@@ -2,6 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+Sensor = Literal["shift", "preference"]
+"""What tells how much of a trait the unsteered model has taken on."""
+
+UNITS: Mapping[Sensor, str] = {"shift": "activation units", "preference": "nats per token"}
+"""What a sensor's values are in."""
 
 
 @dataclass(frozen=True)
@@ -28,3 +35,7 @@ class Reading:
     shift_by_layer: Mapping[str, Sequence[float]] = field(default_factory=dict)
     preference: Mapping[str, float] = field(default_factory=dict)
     preference_share: Mapping[str, float] = field(default_factory=dict)
+
+    def values(self, sensor: Sensor) -> Mapping[str, float]:
+        """What a sensor shows, by trait."""
+        return self.shift if sensor == "shift" else self.preference

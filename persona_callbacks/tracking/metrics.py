@@ -74,7 +74,7 @@ def coefficient(trait: str) -> str:
 
 
 def saturated(trait: str) -> str:
-    """Name what is 1 while the coefficient is at its bound and the shift is not at its target, and 0 otherwise."""
+    """Name what is 1 while the coefficient is at its bound and the sensor is not at its target, and 0 otherwise."""
     return f"steering/{trait}/saturated"
 
 
