@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
+from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors.calibration import Calibration
 from persona_callbacks.vectors.contents import check_checksum, check_contents, with_checksum
 from persona_callbacks.vectors.evidence import Counts, Evidence
@@ -29,8 +30,8 @@ _Content = TypeVar("_Content")
 
 _FORMAT = "persona-callbacks/1"
 
-_METADATA = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "statistics", "judge",
-             "trait_fingerprint", "last_row_normed", "probes_also_evaluate", "library_version")  # fmt: skip
+_METADATA = ("trait", "layer", "model_id", "model_revision", "position", "probes", "pairs", "counts", "statistics",
+             "judge", "trait_fingerprint", "last_row_normed", "probes_also_evaluate", "library_version")  # fmt: skip
 
 # A vector is reported as weak below any of these.
 _FEW = 20
@@ -62,6 +63,7 @@ class PersonaVector:
         probes: questions on which shift is measured; never used in extraction.
         probes_also_evaluate: whether they are the trait's evaluation questions too, as in the files of versions before
             traits had probe questions.
+        pairs: minimal pairs on which preference is measured; never used in extraction.
         counts: number of responses that it was made from, if that is known.
         evidence: how good it is at each layer.
         calibration: of the contrastive judge on this trait, if there is one; see :mod:`persona_callbacks.judging`.
@@ -83,6 +85,7 @@ class PersonaVector:
     position: Position = "response_mean"
     probes: tuple[str, ...] = ()
     probes_also_evaluate: bool = False
+    pairs: tuple[MinimalPair, ...] = ()
     counts: Counts | None = None
     evidence: Evidence = field(default_factory=Evidence)
     calibration: Calibration | None = None
@@ -225,6 +228,7 @@ class PersonaVector:
             "position": self.position,
             "probes": json.dumps(self.probes),
             "probes_also_evaluate": json.dumps(self.probes_also_evaluate),
+            "pairs": json.dumps([asdict(pair) for pair in self.pairs]),
             "counts": json.dumps({} if self.counts is None else asdict(self.counts)),
             "statistics": json.dumps(self.evidence.statistics()),
             "judge": json.dumps({} if self.calibration is None else asdict(self.calibration)),
@@ -243,7 +247,9 @@ class PersonaVector:
                 not match its checksum.
         """
         # Keys that older files lack have defaults.
-        text = {"judge": "{}", "last_row_normed": "false", "probes_also_evaluate": "true", **metadata}
+        text = {
+            "judge": "{}", "pairs": "[]", "last_row_normed": "false", "probes_also_evaluate": "true", **metadata,
+        }  # fmt: skip
         missing = [key for key in _METADATA if key not in text]
         if missing:
             raise InputError(f"the metadata key {missing[0]!r} is missing; expected {', '.join(_METADATA)}")
@@ -256,6 +262,7 @@ class PersonaVector:
             position=text["position"],  # type: ignore[arg-type]  # checked when built
             probes=_parsed(text, "probes", _texts),
             probes_also_evaluate=_parsed(text, "probes_also_evaluate", _yes_or_no),
+            pairs=_parsed(text, "pairs", _pairs),
             counts=_parsed(text, "counts", lambda content: Counts.from_mapping(content) if content else None),
             evidence=_parsed(text, "statistics", Evidence.from_statistics),
             calibration=_parsed(text, "judge", lambda content: Calibration.from_mapping(content) if content else None),
@@ -370,6 +377,14 @@ def _texts(content: Any) -> tuple[str, ...]:
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
         raise InputError(f"expected a list of texts, found {content!r}"[:200])
     return tuple(content)
+
+
+def _pairs(content: Any) -> tuple[MinimalPair, ...]:
+    keys = {part.name for part in fields(MinimalPair)}
+    for entry in content if isinstance(content, list) else [content]:
+        if not isinstance(entry, dict) or entry.keys() != keys or not all(isinstance(v, str) for v in entry.values()):
+            raise InputError(f"expected a list of {', '.join(sorted(keys))}, each a text, found {entry!r}"[:200])
+    return tuple(MinimalPair(**entry) for entry in content)
 
 
 def _last_part(model_id: str) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from builders import make_vector
+from builders import PAIRS, make_vector
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -17,7 +17,7 @@ from persona_callbacks.vectors import Calibration, Counts, Evidence, SweepPoint,
 def test_a_saved_vector_is_the_same_when_loaded(tmp_path):
     vector = dataclasses.replace(
         make_vector(), model_id="org/model", model_revision="abc", counts=Counts(3, 4),
-        evidence=Evidence(auc=(0.5, 0.75, 1.0, 1.0, 0.9)), trait_fingerprint="f00",
+        evidence=Evidence(auc=(0.5, 0.75, 1.0, 1.0, 0.9)), trait_fingerprint="f00", pairs=PAIRS,
     )  # fmt: skip
     loaded = PersonaVector.load(vector.save(tmp_path / "new" / "evil.safetensors"))
     for field in dataclasses.fields(vector):
@@ -53,10 +53,11 @@ def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(t
     assert evidence.sweep[0] == SweepPoint(1, 50.0, 90.0)
     assert math.isnan(evidence.sweep[1].expression)
     assert evidence.unsteered_expression == 20.0
+    assert vector.pairs == ()
     assert vector.calibration == Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05)
     with safe_open(vector.save(tmp_path / "again.safetensors"), framework="pt") as file:
         written = file.metadata()
-    assert written.keys() - OLDER.keys() == {"checksum", "probes_also_evaluate"}
+    assert written.keys() - OLDER.keys() == {"checksum", "pairs", "probes_also_evaluate"}
     assert OLDER.keys() <= written.keys()
     for key in ("counts", "statistics", "judge", "probes"):
         older, again = (json.dumps(json.loads(text[key]), sort_keys=True) for text in (OLDER, written))
@@ -93,6 +94,8 @@ def test_a_file_from_before_probes_had_their_own_questions_says_so(tmp_path):
         ("judge", '{"slope": 1.0}', "no calibration of a contrastive judge"),
         ("layer", '"two"', "expected a whole number, found 'two'"),
         ("probes", '"Why?"', "expected a list of texts"),
+        ("pairs", '[{"question": "Why?"}]', "expected a list of opposite, question, register, trait, each a text"),
+        ("pairs", '"Why?"', "found 'Why"),
         ("last_row_normed", "1", "expected true or false, found 1"),
         ("probes_also_evaluate", '"no"', "expected true or false, found 'no'"),
         ("model_id", None, "is missing; expected trait, layer"),
