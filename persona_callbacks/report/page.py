@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
 from persona_callbacks.report import charts
+from persona_callbacks.report.labellings import label_sections
 from persona_callbacks.report.runs import Run
 from persona_callbacks.report.screenings import screening_sections
 from persona_callbacks.report.tables import configurations, questions_and_answers, results_table
@@ -68,6 +69,7 @@ def write_report(
     title: str = "Persona report",
     loss: str = metrics.EPOCH_LOSS,
     screenings: Sequence[str | Path] = (),
+    labels: Sequence[str | Path] = (),
 ) -> Path:
     """Write the page. It needs no network and no other file.
 
@@ -77,12 +79,13 @@ def write_report(
         title: the heading of the page.
         loss: the metric that trait expression is set against in the trade-off chart.
         screenings: folders of ``persona-screen``, about the data that the runs were trained on.
+        labels: folders of ``persona-label``.
 
     Returns:
         ``path``.
 
     Raises:
-        InputError: there is no run, or a folder holds no finished screening.
+        InputError: there is no run, or a folder holds no finished screening, or no labels.
     """
     if not runs:
         raise InputError("a report needs at least one run")
@@ -105,6 +108,7 @@ def write_report(
         differences=differences,
         shared=shared,
         screenings=screened,
+        labellings=label_sections(labels),
         card=_card(runs, traits, [str(section["line"]) for section in screened]),
     )
     with atomic_write(path) as scratch:
