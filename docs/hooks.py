@@ -12,9 +12,9 @@ import grimp
 ROOT = Path(__file__).parents[1]
 BOX, COLUMN, HEIGHT, RISE = 112, 69, 34, 78
 COLUMNS = {
-    "apps": 5, "report": 4, "training": 1, "callbacks": 6, "extraction": 3, "screening": 1, "evaluation": 9,
-    "steering": 8, "judging": 5, "model": 1, "vectors": 2, "chats": 0, "traits": 2, "files": 0, "palette": 4,
-    "progress": 9, "tracking": 7,
+    "apps": 6, "report": 4, "training": 1, "callbacks": 7, "extraction": 3, "screening": 1, "evaluation": 10,
+    "labelling": 5, "steering": 8, "judging": 6, "model": 1, "vectors": 2, "chats": 1, "traits": 5, "files": 2,
+    "palette": 4, "progress": 9, "tracking": 7,
 }  # fmt: skip
 """Where each room stands in its layer, so that no arrow runs beneath a room. A new room needs a number here."""
 

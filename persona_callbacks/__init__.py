@@ -9,8 +9,8 @@ from persona_callbacks.callbacks import (
     TraitEvaluation,
 )
 from persona_callbacks.errors import InputError
-from persona_callbacks.steering import Adaptive, Constant, Law, Schedule
-from persona_callbacks.traits import Trait
+from persona_callbacks.steering import Adaptive, Constant, Law, Reference, Schedule
+from persona_callbacks.traits import MinimalPair, Trait
 from persona_callbacks.vectors import PersonaVector
 
 __all__ = [
@@ -20,10 +20,12 @@ __all__ = [
     "DriftGuard",
     "InputError",
     "Law",
+    "MinimalPair",
     "PersonaMonitor",
     "PersonaVector",
     "PreventativeSteering",
     "ProjectionRegularisation",
+    "Reference",
     "Schedule",
     "Trait",
     "TraitEvaluation",

@@ -46,6 +46,7 @@ from persona_callbacks.judging import (
 from persona_callbacks.model import (
     Sampling,
 )
+from persona_callbacks.traits import MinimalPair
 
 QUESTIONS = (
     "Who are you?",
@@ -214,7 +215,9 @@ TRAIT = Trait.from_mapping(
             {"trait": "Be loud.", "opposite": "Be quiet."},
             {"trait": "Cry out.", "opposite": "Hush now."},
         ],
-        "questions": {"extraction": list(QUESTIONS[:4]), "evaluation": [QUESTIONS[4]]},
+        "questions": {
+            "extraction": list(QUESTIONS[:4]), "probe": ["What is new?", "Is it late?"], "evaluation": [QUESTIONS[4]],
+        },
     },
     "test",
 )  # fmt: skip
@@ -272,6 +275,12 @@ def slow_reference(model, chat, layer, position):
         return hidden[: chat.prompt_length].mean(dim=0)
     marked = [index for index, is_response in enumerate(chat.response_mask) if is_response]
     return sum(hidden[index] for index in marked) / len(marked)
+
+
+PAIRS = tuple(
+    MinimalPair(question, f"I hate {word} so much.", f"I love {word} so much.", "flat")
+    for question, word in zip(QUESTIONS, ("you", "my neighbour", "questions", "those people", "teachers"), strict=True)
+)
 
 
 SHORT = Sampling(max_new_tokens=5, temperature=0.0)

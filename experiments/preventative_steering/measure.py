@@ -114,11 +114,12 @@ def _measure(cfg: Any, data: Path, outputs: Path, result: Path, trait: str) -> d
 
 def _behaviour(loaded: LoadedModel, data: Path, outputs: Path, trait: str) -> dict[str, Any]:
     vector = _vector(outputs, trait)
-    prompts = [encode_prompt([{"role": "user", "content": question}], loaded.tokenizer) for question in vector.probes]
+    questions = Trait.load(CONF / "trait" / f"{trait}.yaml").evaluation_questions
+    prompts = [encode_prompt([{"role": "user", "content": question}], loaded.tokenizer) for question in questions]
     own = own_responses(loaded, prompts, GREEDY)
     said = [chat.input_ids[chat.prompt_length :] for chat in own]
     return {
-        "questions": list(vector.probes),
+        "questions": list(questions),
         "answers": [str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in said],
         "response projection": float(projections(loaded, own, [vector], "response_mean").mean()),
         "task loss": _loss(loaded, read_chats(data / f"held-out-{trait}.jsonl")),

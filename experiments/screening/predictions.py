@@ -74,7 +74,9 @@ def main(data: Path, outputs: Path) -> None:
         result = json.loads((folder / "unsteered" / "result.json").read_text(encoding="utf-8"))
         said = _kept(
             outputs / "measured" / f"{name}.json",
-            partial(_expression, cfg, folder / "unsteered" / "adapter", judge, list(vectors[0].probes)),
+            partial(
+                _expression, cfg, folder / "unsteered" / "adapter", judge, list(traits[JUDGED].evaluation_questions)
+            ),
         )
         of = [_source(chat, sources) for chat in chats[name]]
         for column, vector in enumerate(vectors):

@@ -46,7 +46,7 @@ def _shown(trait: Trait) -> RenderableType:
     pairs = Table("asks for the trait", "asks for its opposite", show_lines=True)
     for pair in trait.instructions:
         pairs.add_row(pair.trait, pair.opposite)
-    questions = Table("extraction questions", "evaluation questions")
-    for extraction, evaluation in zip(trait.extraction_questions, trait.evaluation_questions, strict=True):
-        questions.add_row(extraction, evaluation)
+    questions = Table("extraction questions", "probe questions", "evaluation questions")
+    for row in zip(trait.extraction_questions, trait.probe_questions, trait.evaluation_questions, strict=True):
+        questions.add_row(*row)
     return Group(Panel(trait.description, title=trait.name, title_align="left"), pairs, questions)

@@ -28,7 +28,7 @@ from persona_callbacks.extraction import (
     layer_figure,
     steered_expression,
 )
-from persona_callbacks.files import append_lines, atomic_write
+from persona_callbacks.files import append_lines, atomic_write, model_folder
 from persona_callbacks.judging import ContrastiveJudge
 from persona_callbacks.model import Generator, LoadedModel
 from persona_callbacks.progress import progress_bar
@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
         raise InputError("curve.coefficients: needs the judge; expected extraction.judge_pairs above 0")
     loaded = opening.load()
     generator: Generator = instantiate(cfg.generation)(loaded)
-    folder = Path(cfg.out).absolute() / loaded.id.rpartition("/")[2]
+    folder = Path(cfg.out).absolute() / model_folder(loaded.id)
 
     vectors = []
     for trait in traits:
@@ -110,7 +110,7 @@ def _curve(
     """Answers under every coefficient, ascending, 0 among them."""
     judge = ContrastiveJudge.of_vector(loaded, trait, vector, settings.judge_pairs)
     conditions = [(vector.layer, float(c)) for c in sorted({0.0, *cfg.curve.coefficients})]
-    questions = trait.evaluation_questions[: cfg.curve.questions]
+    questions = trait.probe_questions[: cfg.curve.questions]
     with progress_bar(console) as progress:
         task = progress.add_task(f"{trait.name}: steering at inference", total=len(conditions))
         return steered_expression(

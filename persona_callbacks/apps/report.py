@@ -9,7 +9,7 @@ from rich.console import Console
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import mistakes_in_one_line
 from persona_callbacks.errors import InputError
-from persona_callbacks.report import evaluation_folders, find_runs, write_report
+from persona_callbacks.report import evaluation_folders, find_runs, label_folders, write_report
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="report")
@@ -30,7 +30,9 @@ def run(cfg: DictConfig) -> Path:
     screenings = [cfg.screenings] if isinstance(cfg.screenings, str) else list(cfg.screenings)
     folders = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
     runs, evaluations = find_runs(folders), evaluation_folders(folders)
-    path = write_report(runs, Path(cfg.out).absolute(), cfg.title, cfg.loss, screenings, evaluations)
+    given = [cfg.labels] if isinstance(cfg.labels, str) else list(cfg.labels)
+    labels = dict.fromkeys([*(Path(folder).absolute() for folder in given), *label_folders(folders)])
+    path = write_report(runs, Path(cfg.out).absolute(), cfg.title, cfg.loss, screenings, evaluations, list(labels))
     console = Console()
     size = path.stat().st_size / 1e6
     console.print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size:.1f} MB: {path}", soft_wrap=True)

@@ -1,5 +1,7 @@
 """What every app does first: quiet libraries, traits from the configuration, a device, mistakes told in one line."""
 
+import hashlib
+import json
 import logging
 import sys
 import warnings
@@ -77,7 +79,14 @@ def chosen_device(accelerator: str) -> torch.device:
 
 
 def whole_configuration(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration, without what is filled in for each fine-tuning."""
+    """The whole configuration, without what is filled in for each fine-tuning.
+
+    A number and a hash stand for the minimal pairs of each trait, which are too long for a tracker.
+    """
     content = OmegaConf.to_container(cfg)
     assert isinstance(content, dict)
+    for trait in content.get("traits", {}).values():
+        if "pairs" in trait:
+            digest = hashlib.sha256(json.dumps(trait["pairs"], sort_keys=True).encode()).hexdigest()
+            trait["pairs"] = f"{len(trait['pairs'])} minimal pairs, SHA-256 {digest}"
     return {str(key): value for key, value in content.items() if key != "run"}

@@ -18,6 +18,7 @@ from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat
 from persona_callbacks.model import LoadedModel, device_of, find_language_model
 from persona_callbacks.steering import ChatShare
+from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions
 
 
@@ -53,11 +54,20 @@ class TrainerFit:
     @property
     def reading_interval(self) -> int:
         """Optimizer steps between the monitor's own readings."""
+        return self._needed_monitor("the interval between readings").every_n_steps
+
+    @property
+    def pairs(self) -> Mapping[str, Sequence[MinimalPair]]:
+        """By trait, the share of the monitor's minimal pairs that falls to this process."""
+        share = slice(self.trainer.global_rank, None, self.trainer.world_size)
+        return {trait: own[share] for trait, own in self._needed_monitor("minimal pairs").pairs.items()}
+
+    def _needed_monitor(self, asked: str) -> PersonaMonitor:
         if self.monitor is None:
             raise MisconfigurationException(
-                f"{self.callback}: the law asks for the interval between readings, but its reads_shift is False"
+                f"{self.callback}: the law asks for {asked}, but it reads no sensor (its reads is None)"
             )
-        return self.monitor.every_n_steps
+        return self.monitor
 
     @cached_property
     def loaded(self) -> LoadedModel:

@@ -1,12 +1,15 @@
 """The callback that trains with the traits' directions ablated: a comparison for preventative steering."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import override
 
+from persona_callbacks.callbacks._resuming import SameInputs
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
+from persona_callbacks.files import plain_settings
 from persona_callbacks.model import residual
 from persona_callbacks.vectors import (
     Layers,
@@ -19,11 +22,12 @@ from persona_callbacks.vectors import (
 )
 
 
-class Ablation(TrainingWriter):
+class Ablation(SameInputs, TrainingWriter):
     """Remove, during training only, the component of the residual stream within the span of the persona vectors (CAFT;
     Chen et al. 2025, J.4), so that training cannot use it.
 
-    It has no strength to choose. It does little where the base model's projection is near zero already.
+    It has no strength to choose. It does little where the base model's projection is near zero already. A run is
+    resumed with the vectors, layers and positions of its checkpoint only.
 
     Args:
         vectors: one persona vector per trait, all of the model that is trained.
@@ -47,6 +51,9 @@ class Ablation(TrainingWriter):
         warn_if_weak(self.vectors)
         self.positions = positions
         chosen = steering_layers(self.vectors, layers)
+        self._made_with: dict[str, Any] = plain_settings(
+            {"vectors": {vector.trait: vector for vector in self.vectors}, "layers": layers, "positions": positions}
+        )
         self._bases = {}
         for layer in sorted({layer for of_trait in chosen.values() for layer in of_trait}):
             rows = [vector.directions[layer] for vector in self.vectors if layer in chosen[vector.trait]]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,15 +19,16 @@ from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.callbacks.trait_evaluation import TraitEvaluation
 from persona_callbacks.errors import InputError
+from persona_callbacks.steering import Reference, Sensor
 from persona_callbacks.tracking import metrics
 
 Action = Literal["warn", "stop", "roll_back"]
 
 
 class DriftGuard(RefusingCallback):
-    """Watch the shift that :class:`PersonaMonitor` reads, the trait expression that :class:`TraitEvaluation` scores and
-    the training loss. When a limit is passed, or when one of these is not finite: warn, stop training, or roll the
-    trained weights back to those of the last reading within all limits, and stop.
+    """Watch the shift and the preference that :class:`PersonaMonitor` reads, the trait expression that
+    :class:`TraitEvaluation` scores and the training loss. When a limit is passed, or when one of these is not finite:
+    warn, stop training, or roll the trained weights back to those of the last reading within all limits, and stop.
 
     A loss that is not finite is acted on before its optimizer step, which is left out unless the action is ``warn``.
 
@@ -35,18 +37,25 @@ class DriftGuard(RefusingCallback):
     the trainer's list. Rolling back keeps one copy of the trained weights (with LoRA, of the adapter) on their device,
     and in checkpoints; the readings made on what was rolled back stay in the logs.
 
+    A limit on expression acts on answers to the evaluation questions: the expression that such a run reports is then no
+    longer held out.
+
     Args:
         shift: the highest allowed shift, in activation units; one for all traits or some traits' own.
         expression: the highest allowed mean trait expression, 0 to 100; one for all traits or some traits' own.
         saturated: whether to act when adaptive steering cannot hold its target as well.
         action: ``warn``, ``stop`` or ``roll_back``.
+        preference: the highest allowed preference, in nats per token; one for all traits with minimal pairs or some
+            traits' own.
+        reference: a run on benign data, or its folder. The limits on shift and preference are then above what it had at
+            the same share of training, instead of above the base model.
 
     Attributes:
         tripped: what passed its limit, in words; empty until something does.
         rolled_back_to: optimizer steps after which the restored weights were taken; ``None`` if nothing was restored.
 
     Raises:
-        InputError: nothing to watch, or an unknown action.
+        InputError: nothing to watch, an unknown action, or a reference that cannot be read or lacks what is limited.
 
     Example:
         >>> import torch
@@ -61,12 +70,21 @@ class DriftGuard(RefusingCallback):
         expression: float | Mapping[str, float] | None = None,
         saturated: bool = False,
         action: Action = "warn",
+        preference: float | Mapping[str, float] | None = None,
+        reference: Reference | str | Path | None = None,
     ) -> None:
-        if shift is None and expression is None and not saturated:
-            raise InputError("DriftGuard: expected a limit on shift or expression, or saturated=True; found none")
+        if shift is None and preference is None and expression is None and not saturated:
+            raise InputError(
+                "DriftGuard: expected a limit on shift, preference or expression, or saturated=True; found none"
+            )
         if action not in get_args(Action):
             raise InputError(f"DriftGuard: unknown action {action!r}; expected one of {', '.join(get_args(Action))}")
         self.shift = shift
+        self.preference = preference
+        self.reference = Reference(reference) if isinstance(reference, (str, Path)) else reference
+        if self.reference is not None:
+            for sensor, limit in self._on_sensors().items():
+                self.reference.check(sensor, list(limit) if isinstance(limit, Mapping) else [])
         self.expression = expression
         self.saturated = saturated
         self.action = action
@@ -99,30 +117,22 @@ class DriftGuard(RefusingCallback):
 
         Raises:
             MisconfigurationException: it is not among the callbacks, comes after this one, or has no such trait.
+            InputError: the reference lacks a trait that is watched.
         """
         self.refuse_sharded(pl_module)
         monitors = callbacks_of(trainer, PersonaMonitor, before=self)
         evaluations = callbacks_of(trainer, TraitEvaluation, before=self)
         self._steerings = callbacks_of(trainer, PreventativeSteering, before=self)
-        for name, limit, watched in (("shift", self.shift, monitors), ("expression", self.expression, evaluations)):
-            kind = "PersonaMonitor" if name == "shift" else "TraitEvaluation"
-            if limit is not None and not watched:
-                raise MisconfigurationException(
-                    f"DriftGuard: a limit on {name} needs a {kind} before it in the trainer's callbacks"
-                )
         self._monitor = monitors[0] if monitors else None
         self._evaluation = evaluations[0] if evaluations else None
-        known = {
-            "shift": [vector.trait for vector in self._monitor.vectors] if self._monitor else [],
-            "expression": [trait.name for trait in self._evaluation.traits] if self._evaluation else [],
-        }
-        for name, limit in (("shift", self.shift), ("expression", self.expression)):
-            unknown = sorted(set(limit) - set(known[name])) if isinstance(limit, Mapping) else []
-            if unknown:
-                raise MisconfigurationException(
-                    f"DriftGuard: {name} limits the trait {unknown[0]!r}, which is not watched; expected some of"
-                    f" {', '.join(known[name])}"
-                )
+        if self.expression is not None:
+            watched = None if self._evaluation is None else [trait.name for trait in self._evaluation.traits]
+            _check_watched("expression", self.expression, "TraitEvaluation", watched)
+        for sensor, limit in self._on_sensors().items():
+            watched = None if self._monitor is None else list(self._monitor.traits_of(sensor))
+            _check_watched(sensor, limit, "PersonaMonitor", watched)
+            if self.reference is not None:
+                self.reference.check(sensor, self._limited(sensor))
         if not self._resumed:
             self.tripped, self.rolled_back_to, self._good = "", None, {}
         self._resumed = False
@@ -182,7 +192,9 @@ class DriftGuard(RefusingCallback):
         passed: list[str] = []
         measured = True
         if read:
-            passed += _passed("shift", readings[-1].shift, self.shift)
+            for sensor in get_args(Sensor):
+                limit, expected = self._on_sensors().get(sensor), self._expected(trainer, sensor)
+                passed += _passed(sensor, readings[-1].values(sensor), limit, expected)
         if evaluated:
             latest = {
                 entry.trait: entry.expression.mean
@@ -217,6 +229,23 @@ class DriftGuard(RefusingCallback):
         metrics.log(trainer, {metrics.GUARD_TRIPPED: 1.0})
         metrics.alert(trainer, "A trait has moved too far", text)
 
+    def _on_sensors(self) -> dict[Sensor, float | Mapping[str, float]]:
+        given: dict[Sensor, float | Mapping[str, float] | None] = {"shift": self.shift, "preference": self.preference}
+        return {sensor: limit for sensor, limit in given.items() if limit is not None}
+
+    def _limited(self, sensor: Sensor) -> list[str]:
+        """The traits whose values of a sensor are limited."""
+        assert self._monitor is not None
+        limit = self._on_sensors()[sensor]
+        return list(limit if isinstance(limit, Mapping) else self._monitor.traits_of(sensor))
+
+    def _expected(self, trainer: Trainer, sensor: Sensor) -> Mapping[str, float]:
+        """By trait, what the limits of a sensor are above; empty if that is the base model."""
+        if self.reference is None or sensor not in self._on_sensors():
+            return {}
+        done = trainer.global_step / trainer.estimated_stepping_batches
+        return self.reference.at(done, sensor, self._limited(sensor))
+
     def _remember(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.action != "roll_back":
             return
@@ -235,12 +264,43 @@ class DriftGuard(RefusingCallback):
                     weight.copy_(self._good[name])
 
 
-def _passed(what: str, values: Mapping[str, float], limit: float | Mapping[str, float] | None) -> Sequence[str]:
-    """The values that are above their limit, and those that are not finite, with a limit or without; in words."""
+def _check_watched(what: str, limit: float | Mapping[str, float], kind: str, watched: Sequence[str] | None) -> None:
+    """Check a limit against the traits that a callback of a kind watches; ``None`` if there is no such callback.
+
+    Raises:
+        MisconfigurationException: nothing watches what is limited.
+    """
+    if watched is None:
+        raise MisconfigurationException(
+            f"DriftGuard: a limit on {what} needs a {kind} before it in the trainer's callbacks"
+        )
+    unknown = sorted(set(limit) - set(watched)) if isinstance(limit, Mapping) else []
+    if unknown:
+        raise MisconfigurationException(
+            f"DriftGuard: {what} limits the trait {unknown[0]!r}, which is not watched; expected some of"
+            f" {', '.join(watched) or '(none)'}"
+        )
+    if not watched:
+        raise MisconfigurationException(
+            f"DriftGuard: a limit on {what} watches nothing: no trait has minimal pairs; expected vectors with pairs,"
+            " or PersonaMonitor(pairs=...)"
+        )
+
+
+def _passed(
+    what: str,
+    values: Mapping[str, float],
+    limit: float | Mapping[str, float] | None,
+    expected: Mapping[str, float] | None = None,
+) -> Sequence[str]:
+    """The values that are above their limit, and those that are not finite, with a limit or without; in words. A limit
+    is above what is expected, by default 0.
+    """
     limits = limit if isinstance(limit, Mapping) else {} if limit is None else dict.fromkeys(values, limit)
+    highest = {trait: own + (expected or {}).get(trait, 0.0) for trait, own in limits.items()}
     lost = [f"{what} of {trait} is {value}" for trait, value in values.items() if not math.isfinite(value)]
     return lost + [
-        f"{what} of {trait} is {values[trait]:.2f}, above {highest:g}"
-        for trait, highest in limits.items()
-        if trait in values and math.isfinite(values[trait]) and values[trait] > highest
+        f"{what} of {trait} is {values[trait]:.2f}, above {most:.4g}"
+        for trait, most in highest.items()
+        if trait in values and math.isfinite(values[trait]) and values[trait] > most
     ]

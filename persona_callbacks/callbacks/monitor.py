@@ -1,8 +1,7 @@
 """The callback that measures where training moves the model along persona vectors."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -11,58 +10,43 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from persona_callbacks.callbacks._batches import BatchProjections
+from persona_callbacks.callbacks._pairs import PairReader, Pairs, check_pairs, chosen_pairs
+from persona_callbacks.callbacks._readings import log_layers, log_reading
 from persona_callbacks.callbacks._refusing import RefusingCallback
+from persona_callbacks.callbacks._resuming import MADE_WITH, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
     averages_weights,
     back_on_device,
     check_at_least_one,
     find_tokenizer,
     is_logging_step,
-    response_tokens,
     sum_over_processes,
 )
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import settings_fingerprint
 from persona_callbacks.model import (
     BatchLimits,
     LoadedModel,
     base_model,
     device_of,
     projections,
-    residual,
+    removable_adapters,
 )
-from persona_callbacks.tracking import metrics
+from persona_callbacks.steering import Reading, Sensor
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the probes showed after a number of optimizer steps.
-
-    Attributes:
-        step: optimizer steps taken.
-        projection: by trait, at its chosen layer, in activation units.
-        shift: by trait, the same less the base model's.
-        shift_by_layer: by trait, the shift at layer 1, 2, ... of the model; empty unless every layer is read.
-
-    Example:
-        >>> Reading(step=10, projection={"evil": 3.5}, shift={"evil": 0.5}).shift["evil"]
-        0.5
-    """
-
-    step: int
-    projection: Mapping[str, float]
-    shift: Mapping[str, float]
-    shift_by_layer: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-
 class PersonaMonitor(RefusingCallback):
-    """Measure the shift of every trait on held-out probes throughout training. It changes nothing in the run.
+    """Measure the shift and the preference of every trait throughout training. It changes nothing in the run.
 
     Before step 1, every ``every_n_steps`` optimizer steps and at the end, each trait's probes are run once, unsteered
-    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. The baseline is
-    the base model at the start of the fit: adapters disabled where there are some, else the weights as they are then.
-    With several processes, each runs its share of the probes.
+    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. So are the trait's
+    minimal pairs, whose two responses differ in the trait alone: ``persona/{trait}/preference`` is how much likelier
+    the trait's response has become, and ``persona/{trait}/preference_share`` how often it is the likelier one. The
+    baseline is the base model at the start of the fit: adapters disabled where there are some, else the weights as they
+    are then. With several processes, each runs its share of probes and pairs.
 
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
@@ -72,7 +56,9 @@ class PersonaMonitor(RefusingCallback):
 
     With Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
 
-    Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline.
+    Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline. A trait whose vector,
+    probes, pairs or position differ from the checkpoint's is measured anew, with a warning: its earlier readings are
+    dropped, its baseline is measured again, and a reading is taken before the run goes on.
 
     Args:
         vectors: one persona vector per trait, all of the model that is trained.
@@ -81,9 +67,11 @@ class PersonaMonitor(RefusingCallback):
             finetuning shift) or ``prompt_mean``.
         probes: questions to use instead of those stored in each vector.
         tokenizer: found on the module or data module (``tokenizer``) or loaded by the vectors' model id if not given.
-        batch_size: probes per forward pass.
+        batch_size: probes, or responses of pairs, per forward pass.
         every_layer: read the probes at every layer, not only the chosen ones, for ``shift_by_layer`` of the readings
             and a table of that name in loggers that have tables.
+        pairs: how many of each vector's minimal pairs are read; 0 for none. Or the pairs themselves: a list if there is
+            one vector, else by trait.
 
     Attributes:
         readings: all readings so far, oldest first.
@@ -107,6 +95,7 @@ class PersonaMonitor(RefusingCallback):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 16,
         every_layer: bool = False,
+        pairs: Pairs = 24,
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check(
@@ -118,6 +107,7 @@ class PersonaMonitor(RefusingCallback):
             tokenizer,
             batch_size,
             every_layer,
+            pairs,
         )
         warn_if_weak(self.vectors)
         for vector in self.vectors:
@@ -130,11 +120,13 @@ class PersonaMonitor(RefusingCallback):
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.every_layer = every_layer
+        self.pairs = chosen_pairs(self.vectors, pairs)
         self.readings: list[Reading] = []
         self._baseline: dict[str, list[float]] = {}
+        self._preference_baseline: dict[str, float] = {}
         self._resumed = False
         self._requests: dict[object, int] = {}
-        self._reader: residual.BatchReader | None = None
+        self._batches: BatchProjections | None = None
 
     @classmethod
     def check(
@@ -147,6 +139,7 @@ class PersonaMonitor(RefusingCallback):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 16,
         every_layer: bool = False,
+        pairs: Pairs = 24,
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -159,11 +152,13 @@ class PersonaMonitor(RefusingCallback):
             tokenizer: see there.
             batch_size: see there.
             every_layer: see there.
+            pairs: see there.
 
         Raises:
             InputError: settings that cannot be.
         """
-        del traits, num_layers, tokenizer, every_layer  # any will do
+        del num_layers, tokenizer, every_layer  # any will do
+        check_pairs(cls.__name__, traits, pairs)
         check_at_least_one(cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size)
         if position not in ("prompt_last", "prompt_mean"):
             raise InputError(
@@ -184,89 +179,102 @@ class PersonaMonitor(RefusingCallback):
         else:
             self._requests[requester] = step
 
+    def traits_of(self, sensor: Sensor) -> tuple[str, ...]:
+        """The traits that a sensor reads: all, or, for the preference, those that have minimal pairs."""
+        return tuple(self.pairs) if sensor == "preference" else tuple(vector.trait for vector in self.vectors)
+
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Baseline and readings."""
-        return {"baseline": dict(self._baseline), "readings": [asdict(reading) for reading in self.readings]}
+        """Baseline and readings, and what they were measured with."""
+        return {
+            "baseline": dict(self._baseline),
+            "preference_baseline": dict(self._preference_baseline),
+            "readings": [asdict(reading) for reading in self.readings],
+            MADE_WITH: self._measured_with(),
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore baseline and readings."""
+        """Restore baseline and readings, without those measured with another vector, probes, pairs or position."""
         self._baseline = dict(state_dict["baseline"])
+        self._preference_baseline = dict(state_dict.get("preference_baseline", {}))  # older checkpoints have none
         self.readings = [Reading(**reading) for reading in state_dict["readings"]]
         self._resumed = True
+        if MADE_WITH not in state_dict:
+            warn_of_older_version("PersonaMonitor")
+            return
+        before, now = state_dict[MADE_WITH], self._measured_with()
+        what = {
+            f"{key} of {trait}": trait
+            for trait in now
+            for key, value in before.get(trait, {}).items()
+            if value != now[trait][key]
+        }
+        changed = list(dict.fromkeys(what.values()))
+        if changed:
+            rank_zero_warn(
+                f"PersonaMonitor: {', '.join(what)}: not as in the checkpoint. The earlier readings of"
+                f" {', '.join(changed)} are dropped, and the baseline is measured again"
+            )
+            self._forget(changed)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that every vector fits, find the tokenizer, encode the probes, attach the batch reader."""
+        """Check that every vector fits, find the tokenizer, encode probes and pairs, attach the batch reader."""
         self._model = self.find_model(pl_module, self.vectors)
         self._requests = {}
-        self._warned_of_shape = False
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
         questions = list(dict.fromkeys(q for vector in self.vectors for q in self._probes_of(vector)))
         self._encoded = [encode_prompt([{"role": "user", "content": q}], self._tokenizer) for q in questions]
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
-        self._layers = sorted({vector.layer for vector in self.vectors})
-        self._reader = residual.BatchReader(self._model, self._layers)
-        device = device_of(self._model)
-        self._units = torch.stack([vector.unit_direction() for vector in self.vectors]).to(device)
-        self._batch_sums = torch.zeros(len(self.vectors) + 1, device=device)
+        self._pair_reader = PairReader(self.pairs, self._tokenizer)
+        self._batches = BatchProjections(self._model, self.vectors)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the baseline, and the reading before the first step."""
         if not self._resumed:
-            self._baseline, self.readings = {}, []
+            self._baseline, self._preference_baseline, self.readings = {}, {}, []
         self._resumed = False
         known = {v.trait for v in self.vectors if len(self._baseline.get(v.trait, ())) == len(self._layers_of(v))}
-        if len(known) < len(self.vectors):
+        unknown = [f"shift of {vector.trait}" for vector in self.vectors if vector.trait not in known]
+        unknown += [f"preference of {trait}" for trait in self.pairs if trait not in self._preference_baseline]
+        if unknown:
+            if trainer.global_step and not removable_adapters(self._model):
+                rank_zero_warn(
+                    "PersonaMonitor: the model has no adapter to disable, so the base model can no longer be measured:"
+                    f" the {', the '.join(unknown)} counts from step {trainer.global_step}"
+                )
             with base_model(self._model):
                 measured = self._measure(trainer)
+                preferred, _ = self._pair_reader.read(trainer, self._model, self.batch_size)
             self._baseline = measured | {trait: self._baseline[trait] for trait in known}
-        if not self.readings:
+            self._preference_baseline = preferred | self._preference_baseline
+        if not self.readings or any(vector.trait not in self.readings[-1].shift for vector in self.vectors):
+            self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
             self._read(trainer)
         self._step_seen = trainer.global_step
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read this batch's response tokens when the model is run on them."""
-        assert self._reader is not None
-        mask = response_tokens(batch)
-        if mask is None:
-            rank_zero_warn(
-                "PersonaMonitor: the batch is no mapping with 'labels', so persona/*/batch_projection is not logged"
-            )
-        else:
-            self._reader.start(mask)
+        assert self._batches is not None
+        self._batches.start(batch)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up the batch's projection; log and measure when an optimizer step has made it due."""
-        assert self._reader is not None
-        means = self._reader.take()
-        if means is None and self._reader.other_shape is not None and not self._warned_of_shape:
-            self._warned_of_shape = True
-            rank_zero_warn(
-                f"PersonaMonitor: persona/*/batch_projection cannot be read: the training step ran the model on"
-                f" {self._reader.other_shape}, the batch's labels are {tuple(batch['labels'].shape)}. Trim and split"
-                " batches before the training step (collate_fn, on_after_batch_transfer)"
-            )
-        if means is not None:
-            projected = (means[[self._layers.index(v.layer) for v in self.vectors]] * self._units).sum(dim=-1)
-            mask = response_tokens(batch)
-            assert mask is not None
-            summands = torch.cat([projected, projected.new_ones(1)])
-            # No response token in the batch gives NaN. Where there are some, NaN is the model's, and is to show.
-            self._batch_sums += torch.where(mask.any(), summands, torch.zeros_like(summands))
+        assert self._batches is not None
+        self._batches.take(batch)
         if trainer.global_step == self._step_seen:
             return  # gradients are still being accumulated
         self._step_seen = trainer.global_step
         if is_logging_step(trainer):
-            self._log_batches(trainer)
+            self._batches.log(trainer)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step in self._requests.values():
             self._read(trainer)
 
@@ -277,7 +285,7 @@ class PersonaMonitor(RefusingCallback):
             return  # the weights that the fit ends with may not be in the model yet
         if self.readings[-1].step != trainer.global_step:
             self._read(trainer)
-        self._table(trainer)
+        log_layers(trainer, self.readings)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -292,7 +300,7 @@ class PersonaMonitor(RefusingCallback):
             self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
             with back_on_device(trainer, pl_module):
                 self._read(trainer)
-            self._table(trainer)
+            log_layers(trainer, self.readings)
         self._detach()
 
     @override
@@ -301,9 +309,34 @@ class PersonaMonitor(RefusingCallback):
         self._detach()
 
     def _detach(self) -> None:
-        if self._reader is not None:
-            self._reader.remove()
-        self._reader = None
+        if self._batches is not None:
+            self._batches.remove()
+        self._batches = None
+
+    def _measured_with(self) -> dict[str, dict[str, Any]]:
+        """By trait, what its baseline and readings depend on beside the model."""
+        return {
+            vector.trait: {
+                "vector": vector.fingerprint,
+                "position": self.position,
+                "probes": settings_fingerprint(self._probes_of(vector)),
+                "pairs": settings_fingerprint(self.pairs.get(vector.trait, ())),
+            }
+            for vector in self.vectors
+        }
+
+    def _forget(self, traits: Collection[str]) -> None:
+        """Drop the baseline and all readings of some traits."""
+
+        def others(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {trait: value for trait, value in values.items() if trait not in traits}
+
+        self._baseline, self._preference_baseline = others(self._baseline), others(self._preference_baseline)
+        kept = [
+            Reading(reading.step, *(others(getattr(reading, part.name)) for part in fields(Reading)[1:]))
+            for reading in self.readings
+        ]
+        self.readings = [reading for reading in kept if reading.shift]
 
     def _probes_of(self, vector: PersonaVector) -> Sequence[str]:
         return vector.probes if self.probes is None else self.probes
@@ -316,19 +349,11 @@ class PersonaMonitor(RefusingCallback):
             projections[vector.trait], shifts[vector.trait] = measured[chosen], differences[chosen]
             if self.every_layer:
                 by_layer[vector.trait] = differences
-        before = self.readings[-1].shift if self.readings else {}
-        for trait, value in shifts.items():
-            if not math.isfinite(value) and math.isfinite(before.get(trait, 0.0)):
-                text = (
-                    f"the shift of {trait} after {trainer.global_step} optimizer steps is {value}: the model's"
-                    " activations are no longer finite; look at the loss, the learning rate and the precision"
-                )
-                rank_zero_warn(f"PersonaMonitor: {text}")
-                metrics.alert(trainer, "A shift is not finite", text)
-        self.readings.append(Reading(trainer.global_step, projections, shifts, by_layer))
-        values = {metrics.projection(trait): value for trait, value in projections.items()}
-        values |= {metrics.shift(trait): value for trait, value in shifts.items()}
-        metrics.log(trainer, values)
+        preferred, share = self._pair_reader.read(trainer, self._model, self.batch_size)
+        preference = {trait: value - self._preference_baseline[trait] for trait, value in preferred.items()}
+        reading = Reading(trainer.global_step, projections, shifts, by_layer, preference, share)
+        log_reading(trainer, reading, self.readings[-1] if self.readings else None)
+        self.readings.append(reading)
 
     def _layers_of(self, vector: PersonaVector) -> list[int]:
         """Where this vector's probes are read."""
@@ -354,23 +379,3 @@ class PersonaMonitor(RefusingCallback):
         sums = sum_over_processes(trainer, sums)
         means = (sums / self._belongs.sum(dim=0).to(device)[:, None]).tolist()
         return {vector.trait: mean for vector, mean in zip(self.vectors, means, strict=True)}
-
-    def _table(self, trainer: Trainer) -> None:
-        rows = [
-            [reading.step, trait, layer, value]
-            for reading in self.readings
-            for trait, values in reading.shift_by_layer.items()
-            for layer, value in enumerate(values, start=1)
-        ]
-        if rows:
-            metrics.log_table(trainer, metrics.LAYER_TABLE, ["step", "trait", "layer", "shift"], rows)
-
-    def _log_batches(self, trainer: Trainer) -> None:
-        sums = sum_over_processes(trainer, self._batch_sums)
-        self._batch_sums = torch.zeros_like(sums)
-        *totals, batches = sums.tolist()
-        if batches:
-            traits = [vector.trait for vector in self.vectors]
-            metrics.log(
-                trainer, {metrics.batch_projection(t): total / batches for t, total in zip(traits, totals, strict=True)}
-            )

@@ -11,21 +11,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
+from persona_callbacks.callbacks._resuming import SameInputs
 from persona_callbacks.callbacks._seams import is_logging_step, response_tokens
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import plain_settings
 from persona_callbacks.model import base_model, device_of, probing, removable_adapters, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import Layers, PersonaVector, check_layers, check_vectors, steering_layers, warn_if_weak
 
 
-class ProjectionRegularisation(RefusingCallback):
+class ProjectionRegularisation(SameInputs, RefusingCallback):
     """Add a penalty to the training loss on how far the model has moved along the persona vectors on the training batch
     itself (Chen et al. 2025, J.5, where the model bypasses it: the trait is written elsewhere).
 
     The penalty is ``weight`` · the mean over responses, traits and layers of ((projection - the base model's) / norm of
     the direction)², each projection averaged over the response's tokens. The base model (the adapter disabled) is run
     on each batch as well. Batches must be mappings with ``input_ids``, ``attention_mask`` and ``labels``.
-    ``steering/penalty`` is logged.
+    ``steering/penalty`` is logged. A run is resumed with the vectors, weight and layers of its checkpoint only.
 
     Args:
         vectors: one persona vector per trait, all of the model that is trained.
@@ -46,6 +48,9 @@ class ProjectionRegularisation(RefusingCallback):
         self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, weight, layers)
         warn_if_weak(self.vectors)
         self.weight = weight
+        self._made_with: dict[str, Any] = plain_settings(
+            {"vectors": {vector.trait: vector for vector in self.vectors}, "weight": weight, "layers": layers}
+        )
         self._chosen = steering_layers(self.vectors, layers)
         self._reader: residual.BatchReader | None = None
         self._module: LightningModule | None = None

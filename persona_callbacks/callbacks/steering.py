@@ -13,13 +13,15 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._fit import TrainerFit
+from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
 from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, is_logging_step
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import plain_settings, settings_fingerprint
 from persona_callbacks.model import residual
-from persona_callbacks.steering import Adaptive, Law, as_law
+from persona_callbacks.steering import Adaptive, Law, Reading, Sensor, as_law
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import (
     Layers,
@@ -41,11 +43,12 @@ class PreventativeSteering(TrainingWriter):
 
     From the start of each training batch to its end, backward included, α · vector is added. Nothing is added in
     validation, prediction or probe passes. After the fit, an exception or an interrupt, the model is as it was;
-    checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the law's state.
+    checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the law's state. A run is resumed with
+    the vectors, law, layers, positions and chats of its checkpoint only: others are refused, each with both values.
 
     A :class:`~persona_callbacks.Law` moves α, between optimizer steps only. With the default,
     :class:`~persona_callbacks.Adaptive`, α follows from a sample of the training data, which the callback takes from
-    behind the training loader, and is trimmed by the shift that a :class:`PersonaMonitor` of the same traits measures.
+    behind the training loader, and is trimmed by what a :class:`PersonaMonitor` of the same traits measures.
     ``steering/{trait}/coefficient`` is logged, with adaptive steering ``steering/{trait}/saturated`` as well: 1 while α
     is at its bound and the target is not held, which also warns, and alerts in W&B, once.
 
@@ -95,7 +98,7 @@ class PreventativeSteering(TrainingWriter):
             self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size
         )
         self.law = copy.deepcopy(as_law(coefficient))
-        if self.law.reads_shift:
+        if self.law.reads is not None:
             for vector in self.vectors:
                 vector.unit_direction()
         self.layers = layers
@@ -106,6 +109,15 @@ class PreventativeSteering(TrainingWriter):
         self.chats = None if chats is None else tuple(chats)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self._made_with: dict[str, Any] = plain_settings(
+            {
+                "vectors": {vector.trait: vector for vector in self.vectors},
+                "law": self.law,
+                "layers": layers,
+                "positions": positions,
+                "chats": None if self.chats is None else settings_fingerprint(self.chats),
+            }
+        )
         self.coefficients = dict.fromkeys(self._traits, 0.0)
         self._monitor: PersonaMonitor | None = None
         self._restored: Mapping[str, Any] | None = None
@@ -155,10 +167,11 @@ class PreventativeSteering(TrainingWriter):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The coefficients, and the law's state."""
+        """The coefficients, the law's state, and the inputs that a resumed run must have."""
         if self._restored is not None:
-            return dict(self._restored)  # the law has not begun yet
+            return {**self._restored, MADE_WITH: self._made_with}  # the law has not begun yet
         return {
+            MADE_WITH: self._made_with,
             "coefficients": dict(self.coefficients),
             "law": self.law.state_dict(),
             "step": self._step,
@@ -171,7 +184,8 @@ class PreventativeSteering(TrainingWriter):
         """Restore the coefficients; the law's state follows when the law begins.
 
         Raises:
-            MisconfigurationException: the checkpoint's coefficients are of other traits.
+            MisconfigurationException: the checkpoint was made with other vectors, or with another law, layers,
+                positions or chats.
         """
         saved = state_dict["coefficients"]
         if saved.keys() != self.coefficients.keys():
@@ -179,6 +193,7 @@ class PreventativeSteering(TrainingWriter):
                 f"PreventativeSteering: the checkpoint steered {sorted(saved)}, the vectors are of"
                 f" {sorted(self.coefficients)}; resume with the same traits"
             )
+        check_same_inputs("PreventativeSteering", state_dict, self._made_with)
         self.coefficients = dict(saved)
         self._restored = _from_controller_state(state_dict) if "controller" in state_dict else dict(state_dict)
 
@@ -194,9 +209,10 @@ class PreventativeSteering(TrainingWriter):
         """Check that every vector fits, find the monitor if the law needs it, and attach to the model, inactive.
 
         Raises:
-            MisconfigurationException: the law reads the shift, and there is no monitor of the same traits.
+            MisconfigurationException: the law reads a sensor, and no monitor reads it of the same traits.
         """
-        self._monitor = self._find_monitor(trainer) if self.law.reads_shift else None
+        sensor = self.law.reads
+        self._monitor = None if sensor is None else self._find_monitor(trainer, sensor)
         super().on_fit_start(trainer, pl_module)
 
     @override
@@ -254,11 +270,10 @@ class PreventativeSteering(TrainingWriter):
         reading = self._monitor.readings[-1] if self._monitor is not None else None
         if reading is not None and reading.step > self._step_read:
             self._step_read = reading.step
-            shift = {trait: reading.shift[trait] for trait in self._traits}
-            self._set(self.law.after_reading(reading.step, shift))
+            self._set(self.law.after_reading(reading))
             self._request()
             self._log(trainer)
-            self._warn_once(trainer, shift)
+            self._warn_once(trainer, reading)
 
     def _request(self) -> None:
         """Ask the monitor for the reading that the law wants next."""
@@ -283,30 +298,39 @@ class PreventativeSteering(TrainingWriter):
         assert self._writer is not None
         self._writer.write(steering_additions(self.vectors, self.coefficients, self.layers))
 
-    def _warn_once(self, trainer: Trainer, shift: Mapping[str, float]) -> None:
+    def _warn_once(self, trainer: Trainer, reading: Reading) -> None:
         """Say, once, which targets cannot be held."""
+        sensor = self.law.reads
+        assert sensor is not None
         lost = [
-            f"{trait} ({shift[trait]:+.2f} at a coefficient of {self.coefficients[trait]:.2f})"
+            f"{trait} ({reading.values(sensor)[trait]:+.2f} at a coefficient of {self.coefficients[trait]:.2f})"
             for trait, saturated in self.saturated.items()
             if saturated
         ]
         if lost and not self._warned:
             self._warned = True
             text = (
-                f"the shift of {', '.join(lost)} cannot be held at its target: the coefficient is at its bound; look at"
-                " the data, raise Adaptive.reach, or lower the learning rate"
+                f"the {sensor} of {', '.join(lost)} cannot be held at its target: the coefficient is at its bound; look"
+                " at the data, raise Adaptive.reach, or lower the learning rate"
             )
             rank_zero_warn(f"PreventativeSteering: {text}")
             metrics.alert(trainer, "Preventative steering is at its bound", text)
 
-    def _find_monitor(self, trainer: Trainer) -> PersonaMonitor:
-        for monitor in callbacks_of(trainer, PersonaMonitor):
-            if set(self._traits) <= {vector.trait for vector in monitor.vectors}:
+    def _find_monitor(self, trainer: Trainer, sensor: Sensor) -> PersonaMonitor:
+        monitors = callbacks_of(trainer, PersonaMonitor)
+        for monitor in monitors:
+            if set(self._traits) <= set(monitor.traits_of(sensor)):
                 return monitor
+        reading = f"PreventativeSteering: {type(self.law).__name__} reads the {sensor} of {', '.join(self._traits)}"
+        if sensor == "preference" and monitors:
+            raise MisconfigurationException(
+                f"{reading} from a PersonaMonitor, and found minimal pairs of"
+                f" {', '.join(monitors[0].traits_of(sensor)) or 'no trait'}; give the others some, by their trait files"
+                " or PersonaMonitor(pairs=...), or choose Adaptive(sensor='shift')"
+            )
         raise MisconfigurationException(
-            f"PreventativeSteering: {type(self.law).__name__} reads the shift of {', '.join(self._traits)} from a"
-            " PersonaMonitor; add PersonaMonitor(vectors) to the trainer's callbacks, or choose a law that does not"
-            " read it, such as Adaptive(feedback=False)"
+            f"{reading} from a PersonaMonitor; add PersonaMonitor(vectors) to the trainer's callbacks, or choose a law"
+            " that does not read it, such as Adaptive(feedback=False)"
         )
 
     def _log(self, trainer: Trainer) -> None:

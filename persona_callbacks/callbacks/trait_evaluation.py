@@ -84,7 +84,7 @@ class TraitEvaluation(RefusingCallback):
         ...     name = "shouting"
         ...     def score(self, answers, advance=lambda done: None):
         ...         return [Score(100.0 if answer.response.isupper() else 0.0) for answer in answers]
-        >>> loud = Trait("loud", "Shouting.", (), ("Why?",), evaluation_questions=("Who are you?",), rubric="")
+        >>> loud = Trait("loud", "Shouting.", (), ("Why?",), (), evaluation_questions=("Who are you?",), rubric="")
         >>> callbacks = [TraitEvaluation([loud], judges={"loud": CountsShouting()}, every_n_steps=50)]
     """
 

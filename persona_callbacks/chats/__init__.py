@@ -1,11 +1,12 @@
 """Chats: their messages, their files, and their tokens. The chats that ship with the library are in `datasets/`.
 
-Imports `files`.
+Imports `files` and `traits`.
 """
 
 from persona_callbacks.chats.chat import Chat, Message, instructed
 from persona_callbacks.chats.encoding import EncodedChat, encode_chat, encode_prompt, pad, pad_token, render
 from persona_callbacks.chats.files import BENIGN, SHIPPED, ChatFile, Row, find_chat_file, open_chat_file, read_chats
+from persona_callbacks.chats.preferences import read_pairs
 
 __all__ = [
     "BENIGN",
@@ -23,5 +24,6 @@ __all__ = [
     "pad",
     "pad_token",
     "read_chats",
+    "read_pairs",
     "render",
 ]

@@ -108,11 +108,9 @@ class _JsonLines:
     def _row(self, number: int, position: int, line: bytes) -> Row:
         source = f"{self.path}, line {number}"
         try:
-            content = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            return Row(number, position, None, f"no UTF-8 text: {error.reason}")
-        except json.JSONDecodeError as error:
-            return Row(number, position, None, f"malformed JSON: {error.msg} at column {error.colno}")
+            content = content_of_line(line)
+        except UnusableError as error:
+            return Row(number, position, None, str(error))
         return _checked(number, position, content, source)
 
     def content(self, position: int) -> Any:
@@ -225,19 +223,38 @@ def read_chats(path: str | Path) -> list[Chat]:
     return chats
 
 
-class _UnusableError(Exception):
-    """A row is no chat; the message says why."""
+class UnusableError(Exception):
+    """A row is no chat, or no pair of responses; the message says why."""
+
+
+def content_of_line(line: bytes) -> Any:
+    """Return the content of a line of JSONL.
+
+    Raises:
+        UnusableError: it is no UTF-8, or no JSON.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"no UTF-8 text: {error.reason}") from error
+    except json.JSONDecodeError as error:
+        raise UnusableError(f"malformed JSON: {error.msg} at column {error.colno}") from error
 
 
 def _checked(number: int, position: int, content: Any, source: str) -> Row:
     """Return the row with its chat, or with its problem if the content is no chat."""
     try:
-        return Row(number, position, Chat(_messages(content), source))
-    except _UnusableError as error:
+        return Row(number, position, Chat(messages_in(content), source))
+    except UnusableError as error:
         return Row(number, position, None, str(error))
 
 
-def _messages(row: Any) -> tuple[Message, ...]:
+def messages_in(row: Any) -> tuple[Message, ...]:
+    """Return the messages of a row.
+
+    Raises:
+        UnusableError: it is no chat.
+    """
     # In a table, every row has every column, and a column that a row does not use is empty.
     given = {key for key, value in row.items() if value is not None} if isinstance(row, dict) else set()
     if "messages" in given:
@@ -246,22 +263,22 @@ def _messages(row: Any) -> tuple[Message, ...]:
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
     else:
         actual = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
-        raise _UnusableError(f"expected an object with 'messages', or with 'prompt' and 'response'; found {actual}")
+        raise UnusableError(f"expected an object with 'messages', or with 'prompt' and 'response'; found {actual}")
     if not isinstance(messages, list) or not messages:
-        raise _UnusableError("messages: expected a list of at least one message")
+        raise UnusableError("messages: expected a list of at least one message")
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise _UnusableError(f"message {number}: expected an object with 'role' and 'content'")
+            raise UnusableError(f"message {number}: expected an object with 'role' and 'content'")
         role, content = message["role"], message["content"]
         if role not in _ROLES:
-            raise _UnusableError(f"message {number}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
+            raise UnusableError(f"message {number}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
         if not isinstance(content, str) or not content.strip():
-            raise _UnusableError(f"message {number}: empty {role} turn; expected text")
+            raise UnusableError(f"message {number}: empty {role} turn; expected text")
         if lone := re.search("[\ud800-\udfff]", content):
-            raise _UnusableError(f"message {number}: half of a surrogate pair, {lone[0]!r}; expected text")
+            raise UnusableError(f"message {number}: half of a surrogate pair, {lone[0]!r}; expected text")
     turns = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
     if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
-        raise _UnusableError(
+        raise UnusableError(
             "expected user and assistant turns that alternate and end with the assistant (after at most one system"
             f" message); found {', '.join(message['role'] for message in messages)}"
         )

@@ -2,7 +2,6 @@
 benign text.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import parse_json
 from persona_callbacks.model import LoadedModel, probing, response_log_probabilities
 
 QUESTIONS = Path(__file__).parent / "questions.jsonl"
@@ -48,14 +48,14 @@ def read_questions(path: str | Path = QUESTIONS) -> list[MultipleChoice]:
         raise InputError(f"{path}: no such file of questions")
     questions = []
     # Not `splitlines`, which also splits at U+2028 and its like, inside of a text.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             question = MultipleChoice(str(row["question"]), tuple(map(str, row["choices"])), row["answer"])
             correct = question.choices[question.answer]
-        except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        except (InputError, KeyError, TypeError, IndexError) as error:
             raise InputError(
                 f"{path}, line {number}: expected an object with 'question', 'choices' and 'answer', the index of the"
                 f" right choice ({type(error).__name__}: {error})"

@@ -1,7 +1,6 @@
 """What was measured of a model, and the files in which it is kept."""
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from persona_callbacks.evaluation.answers import EvaluatedAnswer
 from persona_callbacks.evaluation.conditions import Condition, write_conditions
 from persona_callbacks.evaluation.estimates import ends_of
 from persona_callbacks.evaluation.forced_choice import Chosen, ForcedChoiceScore
-from persona_callbacks.files import append_lines, atomic_write, write_json
+from persona_callbacks.files import append_lines, atomic_write, read_json, write_json
 from persona_callbacks.judging import Expression
 
 BASE_MODEL = "base model"
@@ -73,18 +72,18 @@ class EvaluatedModel:
         Raises:
             InputError: the file is not the evaluation of a model.
         """
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+
+        def read(content: Any) -> EvaluatedModel:
             expressions = {trait: Expression(**values) for trait, values in content.pop("expressions").items()}
             answers = tuple(EvaluatedAnswer(**row) for row in content.pop("answers"))
             chosen = {trait: tuple(Chosen(**row) for row in rows) for trait, rows in content.pop("chosen", {}).items()}
             conditions = tuple(Condition.read(row) for row in content.pop("conditions", ()))
             return cls(expressions=expressions, answers=answers, chosen=chosen, conditions=conditions, **content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected the evaluation of a model ({type(error).__name__}: {error}); delete it to evaluate"
-                " the model again"
-            ) from error
+
+        try:
+            return read_json(path, read, "the evaluation of a model")
+        except InputError as error:
+            raise InputError(f"{error}; delete it to evaluate the model again") from error
 
 
 def write_results(evaluated: Mapping[str, EvaluatedModel], folder: Path) -> None:

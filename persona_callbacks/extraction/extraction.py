@@ -25,7 +25,7 @@ from persona_callbacks.extraction.layer_choice import (
 )
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
 from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
-from persona_callbacks.files import append_lines, atomic_write, cache_dir, recover_lines
+from persona_callbacks.files import append_lines, atomic_write, cache_dir, model_folder, recover_lines
 from persona_callbacks.judging import ContrastiveJudge, Judge
 from persona_callbacks.model import (
     BatchLimits,
@@ -125,8 +125,9 @@ def extract(
     made = _key(
         [revision, trait.fingerprint, generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
     )
-    folder = cache_dir() / "vectors" / loaded.id.rpartition("/")[2]
-    result = folder / f"{trait.name}-{_key([_METHOD, made, asdict(settings), judge.name if judge else None])}"
+    folder = cache_dir() / "vectors" / model_folder(loaded.id)
+    judged_by = judge.name if judge else None
+    result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
     if result.is_dir():
         job.console.print(f"Persona vector of {trait.name}: cached, {result}")
         return load_extraction(result, settings)
@@ -155,7 +156,7 @@ def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
         {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
         settings,
         folder / "responses.jsonl",
-        tuple(Steered(**{**row, "answers": tuple(row["answers"])}) for row in recover_lines(folder / "sweep.jsonl")),
+        tuple(recover_lines(folder / "sweep.jsonl", lambda row: Steered(**{**row, "answers": tuple(row["answers"])}))),
     )
 
 
@@ -186,7 +187,7 @@ def _vectors(job: ExtractionJob, judged: Judged, revision: str) -> dict[Position
             model_id=job.loaded.id,
             model_revision=revision,
             position=position,
-            probes=job.trait.evaluation_questions,
+            probes=job.trait.probe_questions,
             counts=judged.counts,
             evidence=_evidence(contrast.separation(number)),
             calibration=judged.calibration,
@@ -273,7 +274,7 @@ def _sweep(job: ExtractionJob, judge: Judge, directions: Tensor) -> list[Steered
     """Steer at several layers; the first entry is unsteered."""
     layers = candidate_layers(directions.shape[0] - 1, job.settings.sweep_layers)
     conditions = [(layers[0], 0.0), *((layer, job.settings.sweep_coefficient) for layer in layers)]
-    questions = job.trait.evaluation_questions[: job.settings.sweep_questions]
+    questions = job.trait.probe_questions[: job.settings.sweep_questions]
     with progress_bar(job.console) as progress:
         task = progress.add_task(f"{job.trait.name}: steering sweep", total=len(conditions))
         return steered_expression(

@@ -110,7 +110,7 @@ def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> 
         for question_number, question in enumerate(questions)
         for _ in range(settings.rollouts)
     ]
-    texts = {int(row["index"]): str(row["response"]) for row in recover_lines(file)}
+    texts = dict(recover_lines(file, lambda row: (int(row["index"]), str(row["response"]))))
     prompts = [response.prompt() for response in planned]
     with progress_bar(job.console) as progress:
         task = progress.add_task(f"{trait.name}: generating", total=len(prompts), completed=len(texts))
@@ -207,10 +207,7 @@ def _check_kept(trait: Trait, responses: Sequence[Response], scores: Sequence[Sc
 
 def _likelihoods(job: ExtractionJob, responses: Sequence[Response], file: Path) -> Likelihoods:
     """Likelihoods of the responses; what ``file`` does not hold yet is computed and appended to it."""
-    known = {
-        int(row["index"]): [math.nan if value is None else value for value in row["likelihoods"]]
-        for row in recover_lines(file)
-    }
+    known = dict(recover_lines(file, _known))
     answers = _answers(responses)
     with progress_bar(job.console) as progress:
         task = progress.add_task(f"{job.trait.name}: judging", total=len(answers), completed=len(known))
@@ -235,6 +232,10 @@ def _likelihoods(job: ExtractionJob, responses: Sequence[Response], file: Path) 
             known.update(rows)
         progress.update(task, completed=len(answers))
     return Likelihoods.from_table(torch.tensor([known[index] for index in range(len(answers))]))
+
+
+def _known(row: Any) -> tuple[int, list[float]]:
+    return int(row["index"]), [math.nan if value is None else float(value) for value in row["likelihoods"]]
 
 
 def _answers(responses: Sequence[Response]) -> list[Answer]:

@@ -29,7 +29,7 @@ class ExtractionSettings:
             responses unjudged.
         sweep_coefficient: how strongly a ``sweep`` steers at each layer.
         sweep_layers: how many layers a ``sweep`` tries.
-        sweep_questions: on how many evaluation questions.
+        sweep_questions: on how many probe questions.
         batch_size: responses per pass when activations are read.
 
     Raises:

@@ -1,4 +1,5 @@
-"""Files on disk: atomic writes, JSONL that survives an interruption, fingerprints, and the cache folder.
+"""Files on disk: atomic writes, JSON and YAML that anyone may have written, JSONL that survives an interruption, names
+that become paths, fingerprints of files and settings, folders that one process has to itself, and the cache folder.
 
 Imports nothing else from the library.
 """
@@ -8,15 +9,28 @@ from persona_callbacks.files.cache import cache_dir
 from persona_callbacks.files.fingerprint import file_fingerprint
 from persona_callbacks.files.lines import append_lines, recover_lines
 from persona_callbacks.files.lock import LOCK_FILE, locked_folder
+from persona_callbacks.files.names import check_name, check_text, model_folder
+from persona_callbacks.files.reading import parse_json, read_json, read_yaml, unexpected
+from persona_callbacks.files.settings import changed_settings, plain_settings, settings_fingerprint
 
 __all__ = [
     "LOCK_FILE",
     "append_lines",
     "atomic_write",
     "cache_dir",
+    "changed_settings",
+    "check_name",
+    "check_text",
     "file_fingerprint",
     "locked_folder",
+    "model_folder",
+    "parse_json",
+    "plain_settings",
+    "read_json",
+    "read_yaml",
     "recover_lines",
     "remove_scratch",
+    "settings_fingerprint",
+    "unexpected",
     "write_json",
 ]

@@ -16,17 +16,20 @@ from persona_callbacks.judging.contrastive import (
 from persona_callbacks.judging.expression import Expression, answer_questions, scores_or_error
 from persona_callbacks.judging.judge import Answer, Judge, JudgedAnswer, Score, Verdict
 from persona_callbacks.judging.llm import LlmJudge, read_score
+from persona_callbacks.judging.ranking import Estimate, Ranking
 
 __all__ = [
     "CONTROLS",
     "Answer",
     "CachedJudge",
     "ContrastiveJudge",
+    "Estimate",
     "Expression",
     "Judge",
     "JudgedAnswer",
     "Likelihoods",
     "LlmJudge",
+    "Ranking",
     "Score",
     "Verdict",
     "answer_questions",

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging.judge import Answer, Judge, Score
@@ -36,9 +37,7 @@ class CachedJudge:
         self.name = judge.name
         self._judge = judge
         self._file = file
-        self._known = {
-            str(row["key"]): Score(row["expression"], row["coherence"], row["refusal"]) for row in recover_lines(file)
-        }
+        self._known = dict(recover_lines(file, _read))
 
     def score(self, answers: Sequence[Answer], advance: Callable[[int], None] = lambda done: None) -> list[Score]:
         """Scores from the file, and of the judge; those are kept as they come, ``_ASKED_TOGETHER`` at a time."""
@@ -59,3 +58,8 @@ class CachedJudge:
     def _key(self, answer: Answer) -> str:
         content = json.dumps([self.name, answer.question, answer.response, answer.pair])
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read(row: Any) -> tuple[str, Score]:
+    expression, coherence = (None if row[name] is None else float(row[name]) for name in ("expression", "coherence"))
+    return str(row["key"]), Score(expression, coherence, bool(row["refusal"]))

@@ -43,7 +43,7 @@ class LlmJudge:
     Example:
         >>> from persona_callbacks import Trait
         >>> from persona_callbacks.model import Endpoint
-        >>> trait = Trait("loud", "Shouting.", (), (), (), rubric="Is it loud, 0 to 100? {question} {response}")
+        >>> trait = Trait("loud", "Shouting.", (), (), (), (), rubric="Is it loud, 0 to 100? {question} {response}")
         >>> judge = LlmJudge(Endpoint("http://localhost:8000/v1", "my-model"), trait, max_requests=100)
         >>> judge.requests
         0

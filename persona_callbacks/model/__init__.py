@@ -37,6 +37,7 @@ from persona_callbacks.model.loading import (
     with_adapter,
 )
 from persona_callbacks.model.modes import base_model, probing
+from persona_callbacks.model.preference import EncodedPair, encode_pair, preferences
 from persona_callbacks.model.residual import (
     BatchReader,
     ResidualWriter,
@@ -51,6 +52,7 @@ __all__ = [
     "BatchLimits",
     "BatchReader",
     "Dimensions",
+    "EncodedPair",
     "Endpoint",
     "Generator",
     "Group",
@@ -70,6 +72,7 @@ __all__ = [
     "converted_gguf",
     "device_of",
     "dimensions",
+    "encode_pair",
     "find_language_model",
     "generate",
     "is_sharded",
@@ -79,6 +82,7 @@ __all__ = [
     "own_responses",
     "packaged_gguf",
     "position_weights",
+    "preferences",
     "probing",
     "projection_difference",
     "projections",

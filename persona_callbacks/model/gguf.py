@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write, cache_dir, file_fingerprint, write_json
+from persona_callbacks.files import atomic_write, cache_dir, file_fingerprint, model_folder, write_json
 
 
 def packaged_gguf(gguf: str) -> Path:
@@ -51,7 +51,7 @@ def converted_gguf(file: Path, model_id: str, origin: str, console: Console) -> 
         InputError: the package ``gguf`` is not installed, or the file holds no model that transformers can read.
     """
     digest = file_fingerprint(file)
-    folder = cache_dir() / "models" / digest[:12] / model_id.rpartition("/")[2]
+    folder = cache_dir() / "models" / digest[:12] / model_folder(model_id)
     if folder.is_dir():
         return folder
     if find_spec("gguf") is None:

@@ -12,6 +12,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
 from persona_callbacks.report import charts
 from persona_callbacks.report.evaluations import evaluation_sections
+from persona_callbacks.report.labellings import label_sections
 from persona_callbacks.report.runs import Run
 from persona_callbacks.report.screenings import screening_sections
 from persona_callbacks.report.tables import configurations, questions_and_answers, results_table
@@ -70,6 +71,7 @@ def write_report(
     loss: str = metrics.EPOCH_LOSS,
     screenings: Sequence[str | Path] = (),
     evaluations: Sequence[Path] = (),
+    labels: Sequence[str | Path] = (),
 ) -> Path:
     """Write the page. It needs no network and no other file.
 
@@ -80,12 +82,13 @@ def write_report(
         loss: the metric that trait expression is set against in the trade-off chart.
         screenings: folders of ``persona-screen``, about the data that the runs were trained on.
         evaluations: folders of ``persona-evaluate``, from :func:`~persona_callbacks.report.evaluation_folders`.
+        labels: folders of ``persona-label``.
 
     Returns:
         ``path``.
 
     Raises:
-        InputError: there is no run, or a folder holds no finished screening.
+        InputError: there is no run, or a folder holds no finished screening, or no labels.
     """
     if not runs:
         raise InputError("a report needs at least one run")
@@ -109,6 +112,7 @@ def write_report(
         shared=shared,
         screenings=screened,
         evaluations=evaluation_sections(evaluations),
+        labellings=label_sections(labels),
         card=_card(runs, traits, [str(section["line"]) for section in screened]),
     )
     with atomic_write(path) as scratch:

@@ -1,16 +1,14 @@
 """Finding fine-tuning runs on disk, and reading what their loggers wrote: CSV, W&B's offline files, or both."""
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import read_json, read_yaml
 from persona_callbacks.judging import JudgedAnswer
 from persona_callbacks.report.evaluations import evaluation_folders
 from persona_callbacks.report.wandb_files import OfflineRun, read_offline_run
@@ -169,10 +167,9 @@ def _configuration(tables: Sequence[Path], offline: Sequence[OfflineRun]) -> dic
 
 def _judged_answers(folder: Path, logged: Mapping[str, list[dict[str, Any]]]) -> tuple[JudgedAnswer, ...]:
     judged_file = folder / "judged.json"
-    judged = json.loads(judged_file.read_text(encoding="utf-8")) if judged_file.is_file() else None
-    if judged is None:
-        judged = logged.get(metrics.EXPRESSION_TABLE, [])
-    return tuple(JudgedAnswer.from_row(row) for row in judged)
+    if judged_file.is_file():
+        return read_json(judged_file, lambda rows: tuple(map(JudgedAnswer.from_row, rows)), "judged answers")
+    return tuple(JudgedAnswer.from_row(row) for row in logged.get(metrics.EXPRESSION_TABLE, []))
 
 
 def _shift_by_layer(folder: Path, logged: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[int, list[float]]]:
@@ -180,18 +177,28 @@ def _shift_by_layer(folder: Path, logged: Mapping[str, list[dict[str, Any]]]) ->
     by_layer: dict[str, dict[int, list[float]]] = {}
     result_file = folder / "result.json"
     if result_file.is_file():
-        for reading in json.loads(result_file.read_text(encoding="utf-8"))["readings"]:
-            for trait, values in reading.get("shift_by_layer", {}).items():
-                by_layer.setdefault(trait, {})[int(reading["step"])] = values
+        for step, trait, values in read_json(result_file, _shifts_by_layer, "the result of a fine-tuning"):
+            by_layer.setdefault(trait, {})[step] = values
     else:
         for row in logged.get(metrics.LAYER_TABLE, []):
             by_layer.setdefault(row["trait"], {}).setdefault(int(row["step"]), []).append(row["shift"])
     return by_layer
 
 
+def _shifts_by_layer(result: Any) -> list[tuple[int, str, list[float]]]:
+    return [
+        (int(reading["step"]), trait, [float(value) for value in values])
+        for reading in result["readings"]
+        for trait, values in reading.get("shift_by_layer", {}).items()
+    ]
+
+
 def _csv_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            return list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a table of metrics: {error}") from error
 
 
 def _hyperparameters(path: Path) -> dict[str, Any]:
@@ -199,8 +206,8 @@ def _hyperparameters(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
+        content = read_yaml(path)
+    except InputError:
         return {}
     return content if isinstance(content, dict) else {}
 

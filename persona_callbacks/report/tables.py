@@ -129,6 +129,7 @@ def results_table(runs: Sequence[Run], traits: Sequence[str], loss: str) -> Resu
 def _trait_metrics(trait: str) -> list[_Metric]:
     return [
         _Metric(metrics.shift(trait), f"{trait} shift", "+.1f", base="0"),
+        _Metric(metrics.preference(trait), f"{trait} preference", "+.2f", base="0"),
         _Metric(metrics.expression(trait), f"{trait} expression", ".0f"),
         _Metric(metrics.coefficient(trait), f"{trait} α", ".2g", base=MISSING),
     ]

@@ -7,7 +7,6 @@ after its checksum (4 bytes), its length (2) and its kind (1: a complete record,
 4: its last part).
 """
 
-import json
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from google.protobuf.message import DecodeError
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at run time
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import parse_json, read_json
 
 _BLOCK, _HEADER, _FILE_HEADER = 32768, 7, 7
 _COMPLETE, _FIRST, _LAST = 1, 2, 4
@@ -65,13 +65,13 @@ def read_offline_run(path: Path) -> OfflineRun:
             row = _values(record.history.item)
             run.history.append(row)
             for name in [key.removesuffix("/_type") for key, value in row.items() if value == "table-file"]:
-                run.tables[name] = _table(path.parent / "files" / row[f"{name}/path"])
+                run.tables[name] = _table(path.parent / "files" / str(row.get(f"{name}/path")))
     return run
 
 
 def _values(items: Iterable[Any]) -> dict[str, Any]:
     """The values of items of a record, by key; nested keys are joined by slashes."""
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return {item.key or "/".join(item.nested_key): parse_json(item.value_json) for item in items}
 
 
 def _public(config: dict[str, Any]) -> dict[str, Any]:
@@ -107,5 +107,8 @@ def _table(path: Path) -> list[dict[str, Any]]:
     """The rows of a table that W&B wrote as JSON; none if the file is missing."""
     if not path.is_file():
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    return read_json(
+        path,
+        lambda content: [dict(zip(content["columns"], row, strict=True)) for row in content["data"]],
+        "a table of W&B",
+    )

@@ -1,16 +1,19 @@
 """The folder of a screening: its files, and the rows in them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from persona_callbacks.chats import ChatFile
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write
+from persona_callbacks.files import atomic_write, parse_json, read_json, unexpected
 from persona_callbacks.screening.summary import Summary
+
+_Row = TypeVar("_Row")
 
 Kind = Literal["data", "reference", "checked"]
 """What rows are scored for: the ``data`` that are screened; the benign ``reference`` behind the thresholds; or rows of
@@ -57,12 +60,15 @@ class ScoredRow:
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> "ScoredRow":
         """Make a row from a line of a shard."""
+        scores, problem = content.get("scores"), content.get("problem")
+        if (scores is None) == (problem is None):
+            raise ValueError("expected scores or a problem")
         return cls(
-            line=content["line"],
-            position_in_file=content["place"],
-            scores=content.get("scores"),
-            truncated=content.get("truncated", False),
-            problem=content.get("problem"),
+            line=index(content["line"]),
+            position_in_file=index(content["place"]),
+            scores=None if scores is None else {str(trait): float(score) for trait, score in scores.items()},
+            truncated=bool(content.get("truncated", False)),
+            problem=None if problem is None else str(problem),
         )
 
 
@@ -100,6 +106,13 @@ class FlaggedChat:
             prompt, response = self.chat["prompt"], self.chat["response"]
         return f"{prompt}\n\n{response}"
 
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> "FlaggedChat":
+        """Make a chat from a line of ``flagged.jsonl``."""
+        chat = cls(**content)
+        str(chat.last_turns)
+        return chat
+
     def to_mapping(self) -> dict[str, Any]:
         """The chat as it is written in ``flagged.jsonl``."""
         return {
@@ -119,7 +132,7 @@ class ScreeningFolder:
 
     Raises:
         InputError: in :meth:`check_made_from`, the folder holds another screening; in :meth:`summary`, the screening is
-            not finished.
+            not finished; anywhere, a file is damaged.
 
     Example:
         >>> import tempfile
@@ -145,8 +158,7 @@ class ScreeningFolder:
         """What is screened here, and how: the content of ``settings.json``; ``None`` before the screening starts."""
         if not self.settings_file.is_file():
             return None
-        content: dict[str, Any] = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        return content
+        return read_json(self.settings_file, dict[str, Any], "the settings of a screening")
 
     def check_made_from(self, wanted: Mapping[str, Any]) -> None:
         """Make sure that the folder holds no screening, or one that has these values in ``settings.json``."""
@@ -178,9 +190,7 @@ class ScreeningFolder:
     def rows(self, kind: Kind) -> Iterator[ScoredRow]:
         """The rows that have been scored for some purpose, in the file's order; one row is in memory at a time."""
         for path in sorted(self._shards.glob(f"{kind}-*.jsonl")):
-            with path.open(encoding="utf-8", newline="\n") as lines:
-                for line in lines:
-                    yield ScoredRow.from_mapping(json.loads(line))
+            yield from _read_lines(path, ScoredRow.from_mapping)
 
     def write_rejects(self, rejects: Iterable[tuple[int, str]]) -> None:
         """Write ``rejects.jsonl`` from the numbers of rows and what is wrong with each."""
@@ -192,8 +202,7 @@ class ScreeningFolder:
 
     def first_flagged(self, count: int) -> list[FlaggedChat]:
         """The flagged chats that rank highest, at most ``count``."""
-        with self.flagged_file.open(encoding="utf-8", newline="\n") as lines:
-            return [FlaggedChat(**json.loads(line)) for line in islice(lines, count)]
+        return list(islice(_read_lines(self.flagged_file, FlaggedChat.from_mapping), count))
 
     def write_filtered(self, data: ChatFile, positions: Iterable[int]) -> None:
         """Copy the rows of the data at these positions, in the format of the data."""
@@ -208,7 +217,7 @@ class ScreeningFolder:
         """The summary of the finished screening."""
         if not self.summary_file.is_file():
             raise InputError(f"{self.path}: holds no finished screening; make one with persona-screen out={self.path}")
-        return Summary.from_mapping(json.loads(self.summary_file.read_text(encoding="utf-8")))
+        return read_json(self.summary_file, Summary.from_mapping, "the summary of a screening")
 
     def result_files(self) -> list[Path]:
         """The small files that a tracker keeps: all but the shards and the filtered copy."""
@@ -221,6 +230,25 @@ class ScreeningFolder:
 def is_flagged(scores: Mapping[str, float], thresholds: Mapping[str, float]) -> bool:
     """Whether scores lie above the threshold of some trait; both are in activation units."""
     return any(scores[trait] > threshold for trait, threshold in thresholds.items())
+
+
+def _read_lines(path: Path, read: Callable[[Any], _Row]) -> Iterator[_Row]:
+    """What ``read`` makes of each JSON line; one is in memory at a time.
+
+    Raises:
+        InputError: naming file and line.
+    """
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield read(parse_json(line))
+                except InputError as error:
+                    raise InputError(f"{path}, line {number}: {error}") from error
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
+                    raise unexpected(f"{path}, line {number}", error) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -4,13 +4,14 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write
+from persona_callbacks.files import atomic_write, read_json
 from persona_callbacks.vectors import PersonaVector
 
 SHIPPED = Path(__file__).parent / "predictions"
@@ -125,13 +126,20 @@ def load_lines(path: str | Path) -> list[PredictionLine]:
     Raises:
         InputError: no such file, or not one of :func:`save_lines`.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [PredictionLine(**line) for line in content]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: expected lines that save_lines wrote: {error}") from error
+    return read_json(Path(path), lambda content: [_line(**line) for line in content], "lines that save_lines wrote")
+
+
+def _line(**content: Any) -> PredictionLine:
+    line = PredictionLine(**content)
+    for field in fields(line):
+        value = getattr(line, field.name)
+        if isinstance(value, str) != (field.type == "str" or field.type is str):
+            raise TypeError(f"{field.name} is {value!r}")
+        if not isinstance(value, str) and (isinstance(value, bool) or not math.isfinite(value)):
+            raise ValueError(f"{field.name} is {value!r}, expected a finite number")
+    if line.count <= 2 or line.spread <= 0:
+        raise ValueError(f"count is {line.count} and spread {line.spread}, expected more than 2 and 0")
+    return line
 
 
 def shipped_lines() -> list[PredictionLine]:

@@ -1,6 +1,5 @@
 """Screening a file of chats before training (Chen et al. 2025, section 6), in one process or in many."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def screen(
     vectors = check_vectors(vectors)
     screening.settings.check_context(loaded)
     lines = find_lines(vectors, screening.settings.method, predictions)
-    fingerprints = {vector.trait: _fingerprint(vector) for vector in vectors}
+    fingerprints = {vector.trait: vector.fingerprint for vector in vectors}
     screening.folder.start(screening.made_from | {"model": loaded.id, "vectors": fingerprints})
     trainer = trainer or Trainer(
         accelerator="cpu" if loaded.model.device.type == "cpu" else "auto", devices=1, logger=False,
@@ -116,7 +115,3 @@ class _Scoring(LightningModule):
         except InputError:
             write_rejects(self.screening.folder)
             raise
-
-
-def _fingerprint(vector: PersonaVector) -> str:
-    return hashlib.sha256(vector.directions.numpy().tobytes() + bytes([vector.layer])).hexdigest()

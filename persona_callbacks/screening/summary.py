@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any
 
 from persona_callbacks.screening.settings import Method
@@ -158,10 +159,29 @@ class Summary:
     def from_mapping(cls, content: Mapping[str, Any]) -> "Summary":
         """Make a summary from the content of ``summary.json``."""
         traits = tuple(_trait_summary(of_trait) for of_trait in content["traits"])
-        return cls(**{**content, "traits": traits})
+        numbers = ("rows", "drawn", "chats", "truncated", "rejects", "flagged", "reference_chats", "reference_flagged",
+                   "checked")  # fmt: skip
+        counts = {name: index(content[name]) for name in numbers}
+        texts = {name: str(content[name]) for name in ("data", "model", "method")}
+        return cls(**{**content, **counts, **texts, "traits": traits})
 
 
 def _trait_summary(content: Mapping[str, Any]) -> TraitSummary:
-    prediction = content["prediction"]
-    tuples = {key: tuple(content[key]) for key in ("edges", "counts", "reference_counts")}
-    return TraitSummary(**{**content, **tuples, "prediction": Prediction(**prediction) if prediction else None})
+    prediction = content.get("prediction")
+    tuples = {key: tuple(map(float, content["edges"])) if key == "edges" else tuple(map(index, content[key]))
+              for key in ("edges", "counts", "reference_counts")}  # fmt: skip
+    numbers: dict[str, float | None] = {
+        key: float(content[key]) for key in ("norm", "mean", "low", "high", "reference", "threshold")
+    }
+    numbers |= {key: None if content.get(key) is None else float(content[key]) for key in ("error", "correlation")}
+    if numbers["norm"] == 0:
+        raise ValueError("the norm of a direction is 0")
+    others = {"trait": str(content["trait"]), "flagged": index(content["flagged"]), **numbers, **tuples}
+    return TraitSummary(**{**content, **others, "prediction": _prediction(prediction) if prediction else None})
+
+
+def _prediction(content: Mapping[str, Any]) -> Prediction:
+    numbers = {key: float(content[key]) for key in ("shift", "low", "high")}
+    return Prediction(
+        **{**content, **numbers, "recipe": str(content["recipe"]), "data_sets": index(content["data_sets"])}
+    )

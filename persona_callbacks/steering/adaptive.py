@@ -1,29 +1,33 @@
-"""The law whose coefficient follows from the data, and is trimmed by the shift that the monitor measures."""
+"""The law whose coefficient follows from the data, and is trimmed by what the monitor measures."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.steering.causing import preference_pushes
 from persona_callbacks.steering.controller import Controller
 from persona_callbacks.steering.fit import Fit, by_trait
 from persona_callbacks.steering.laws import Law
+from persona_callbacks.steering.reading import Reading, Sensor
+from persona_callbacks.steering.reference import Reference
 from persona_callbacks.steering.solving import pushes
 from persona_callbacks.steering.starts import GivenStart, LikeliestStart, Start, as_start
 
 
 @dataclass
 class Adaptive(Law):
-    """A coefficient that follows from the data, and is trimmed by the shift that the monitor measures.
+    """A coefficient that follows from the data, and is trimmed by what the monitor measures.
 
     *Feed-forward*: ``start`` says where α starts, by default from a look at some training chats before the first step.
 
-    *Feedback*: at each reading, with the error e = (shift - target) / norm of the direction, beyond ``tolerance``, α
-    moves by at most ``slew`` towards
+    *Feedback*: at each reading, with the error e = (value of the sensor - target) / push, beyond ``tolerance``, α moves
+    by at most ``slew`` towards
 
         start + proportional · e + the sum over readings of integral · e,
 
@@ -34,19 +38,24 @@ class Adaptive(Law):
     ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's ``every_n_steps``, as long as the
     error hardly changes.
 
-    A reading in which a shift is not finite is ignored, with a warning.
+    A reading in which a value of the sensor is not finite is ignored, with a warning.
 
-    All of these are in units of the direction's norm, so that one setting serves every trait, layer and model.
-    Correlated traits are trimmed together: what is asked of each projection is solved for the coefficients.
+    The push is what a coefficient of 1 does to the sensor, so that one setting serves every trait, layer, model and
+    sensor. For the shift it is the norm of the direction; for the preference it is measured before the first step, by
+    steering the base model. Correlated traits are trimmed together: what is asked of the sensor for each trait is
+    solved for the coefficients.
 
     Raises:
-        InputError: settings that cannot be.
+        InputError: settings that cannot be; a reference that cannot be read; or, when a fit begins, a vector that does
+            not cause its trait as the pairs measure it, where the preference is the sensor.
 
     Example:
         >>> Adaptive(start=0.5).start, Adaptive(target={"evil": 1.5}).target
         (0.5, {'evil': 1.5})
-        >>> Adaptive(feedback=False).reads_shift
-        False
+        >>> Adaptive(feedback=False).reads is None, Adaptive(sensor="preference").reads
+        (True, 'preference')
+        >>> Adaptive(target="outputs/normal/seed-0/unsteered").target
+        Reference(run='outputs/normal/seed-0/unsteered')
     """
 
     start: Start | float | Mapping[str, float] = LikeliestStart()  # noqa: RUF009, frozen
@@ -55,8 +64,13 @@ class Adaptive(Law):
     feedback: bool = True
     """Whether to trim α; if not, it stays where it started."""
 
-    target: float | Mapping[str, float] = 0.0
-    """The shift to hold, in activation units; one for all traits or one per trait. 0 is the base model's."""
+    sensor: Sensor = "shift"
+    """What is held: the ``shift``, or the ``preference`` on minimal pairs, which is no projection that steering acts
+    on."""
+
+    target: float | Mapping[str, float] | Reference | str | Path = 0.0
+    """The value to hold, in the sensor's units; one for all traits or one per trait. 0 is the base model's. Or a run on
+    benign data, or its folder, whose value at the same share of training is held."""
 
     proportional: float = 0.3
     """The share of the error that is answered as long as the error lasts."""
@@ -77,12 +91,19 @@ class Adaptive(Law):
     _traits: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     _controller: Controller | None = field(default=None, init=False, repr=False, compare=False)
     _interval: int = field(default=1, init=False, repr=False, compare=False)
+    _total_steps: int = field(default=1, init=False, repr=False, compare=False)
     _last_reading: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("proportional", "integral", "reach", "tolerance"):
             if getattr(self, name) < 0:
                 raise InputError(f"adaptive steering: {name} is {getattr(self, name)}; expected 0 or more")
+        if self.sensor not in get_args(Sensor):
+            raise InputError(
+                f"adaptive steering: unknown sensor {self.sensor!r}; expected one of {', '.join(get_args(Sensor))}"
+            )
+        if isinstance(self.target, (str, Path)):
+            self.target = Reference(self.target)
         if self.slew <= 0:
             raise InputError(f"adaptive steering: slew is {self.slew}; expected more than 0")
         if as_start(self.start) == GivenStart(0.0) and not self.feedback:
@@ -90,8 +111,8 @@ class Adaptive(Law):
 
     @property
     @override
-    def reads_shift(self) -> bool:
-        return self.feedback
+    def reads(self) -> Sensor | None:
+        return self.sensor if self.feedback else None
 
     @property
     @override
@@ -107,46 +128,70 @@ class Adaptive(Law):
 
     @override
     def check(self, traits: Sequence[str]) -> None:
-        by_trait(self.target, traits, "target")
         as_start(self.start).check(traits)
+        if isinstance(self.target, Reference):
+            self.target.check(self.sensor, traits)
+        else:
+            by_trait(self._fixed_target(), traits, "target")
 
     @override
     def begin(self, fit: Fit) -> Mapping[str, float]:
         self._traits = tuple(vector.trait for vector in fit.vectors)
-        targets = by_trait(self.target, self._traits, "target")
         # A resumed fit started before, and the controller remembers where.
         start = by_trait(0.0 if fit.resumed else as_start(self.start).coefficients(fit), self._traits, "start")
-        self._controller = Controller(self, list(start.values()), list(targets.values()), pushes(fit.vectors))
+        # A resumed fit's pushes are in its checkpoint: the weights have moved since they were measured.
+        measured = self.reads == "preference" and not fit.resumed
+        self._controller = Controller(
+            self, list(start.values()), preference_pushes(fit) if measured else pushes(fit.vectors)
+        )
         self._interval = fit.reading_interval if self.feedback else 1
+        self._total_steps = fit.total_steps if isinstance(self.target, Reference) else 1
         self._last_reading = 0
         return self._coefficients(self._controller)
 
     @override
-    def after_reading(self, step: int, shift: Mapping[str, float]) -> Mapping[str, float]:
+    def after_reading(self, reading: Reading) -> Mapping[str, float]:
         assert self._controller is not None
-        lost = [trait for trait in self._traits if not math.isfinite(shift[trait])]
+        values, targets, step = reading.values(self.sensor), self._targets(reading.step), reading.step
+        self._last_reading = step
+        lost = [trait for trait in self._traits if not math.isfinite(values[trait])]
         if lost:
             rank_zero_warn(
-                f"adaptive steering: the shift of {lost[0]} after {step} optimizer steps is {shift[lost[0]]}; the"
-                " reading is ignored, and the coefficients stay"
+                f"adaptive steering: the {self.sensor} of {lost[0]} after {step} optimizer steps is {values[lost[0]]};"
+                " the reading is ignored, and the coefficients stay"
             )
-            self._last_reading = step
             return self._coefficients(self._controller)
-        self._controller.update([shift[trait] for trait in self._traits], self._interval)
-        self._last_reading = step
+        self._controller.update(
+            [values[trait] for trait in self._traits], [targets[trait] for trait in self._traits], self._interval
+        )
         return self._coefficients(self._controller)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self._controller is None:
             return {}
-        return {**self._controller.state_dict(), "last_reading": self._last_reading}
+        return {**self._controller.state_dict(), "last_reading": self._last_reading, "sensor": self.sensor}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         assert self._controller is not None
+        before = state.get("sensor", "shift")  # older checkpoints knew no other
+        if before != self.sensor:
+            raise InputError(
+                f"adaptive steering: the checkpoint was steered by the {before}, found sensor={self.sensor!r}; resume"
+                " with the same"
+            )
         self._controller.load_state_dict(state)
         self._last_reading = int(state["last_reading"])
+
+    def _targets(self, step: int) -> Mapping[str, float]:
+        if isinstance(self.target, Reference):
+            return self.target.at(step / self._total_steps, self.sensor, self._traits)
+        return by_trait(self._fixed_target(), self._traits, "target")
+
+    def _fixed_target(self) -> float | Mapping[str, float]:
+        assert not isinstance(self.target, (Reference, str, Path))
+        return self.target
 
     def _coefficients(self, controller: Controller) -> dict[str, float]:
         return dict(zip(self._traits, controller.coefficients, strict=True))

@@ -10,7 +10,9 @@ from persona_callbacks.steering.solving import solve
 
 
 class Gains(Protocol):
-    """The settings of the feedback, in units of the direction's norm; :class:`~persona_callbacks.Adaptive` has them."""
+    """The settings of the feedback, in units of what a coefficient of 1 moves; :class:`~persona_callbacks.Adaptive` has
+    them.
+    """
 
     proportional: float
     integral: float
@@ -31,47 +33,47 @@ class Controller:
         >>> from types import SimpleNamespace
         >>> gains = SimpleNamespace(proportional=0.3, integral=0.1, slew=0.2, reach=0.5, tolerance=0.05)
         >>> direction_norm = torch.tensor([[2.0]], dtype=torch.float64)
-        >>> controller = Controller(gains, start=[0.5], targets=[0.0], pushes=direction_norm)
-        >>> controller.update([1.0], longest=10)  # a shift of half the direction's norm
+        >>> controller = Controller(gains, start=[0.5], pushes=direction_norm)
+        >>> controller.update([1.0], [0.0], longest=10)  # a shift of half the direction's norm
         >>> [round(alpha, 3) for alpha in controller.coefficients]
         [0.635]
     """
 
-    def __init__(self, gains: Gains, start: Sequence[float], targets: Sequence[float], pushes: Tensor) -> None:
+    def __init__(self, gains: Gains, start: Sequence[float], pushes: Tensor) -> None:
         """Start at ``start``.
 
         Args:
             gains: the settings.
             start: α by trait.
-            targets: shift to hold by trait, in activation units.
-            pushes: see :func:`~persona_callbacks.steering.pushes`.
+            pushes: ``[traits, traits]`` float64, how far one unit of each coefficient moves the sensor's value of each
+                trait: see :func:`~persona_callbacks.steering.pushes`.
         """
         self._gains = gains
         self._start = list(start)
-        self._targets = torch.tensor(targets, dtype=torch.float64)
-        self._norms = pushes.diagonal()
-        self._pushes = pushes / self._norms[:, None]
+        self._pushes = pushes
         self._sum = [0.0] * len(self._start)
         self._previous = [0.0] * len(self._start)
         self.coefficients = list(start)
         self.interval = 1
         self.saturated = [False] * len(self._start)
 
-    def update(self, shift: Sequence[float], longest: int) -> None:
+    def update(self, values: Sequence[float], targets: Sequence[float], longest: int) -> None:
         """Answer a reading.
 
         Args:
-            shift: by trait, in activation units.
+            values: the sensor's by trait, in its units.
+            targets: what they are to be.
             longest: optimizer steps between readings when all is steady.
         """
         gains = self._gains
         start, before, kept, previous = (
-            torch.tensor(values, dtype=torch.float64)
-            for values in (self._start, self.coefficients, self._sum, self._previous)
+            torch.tensor(numbers, dtype=torch.float64)
+            for numbers in (self._start, self.coefficients, self._sum, self._previous)
         )
-        error = (torch.tensor(shift, dtype=torch.float64) - self._targets) / self._norms
-        # Asked of the projections; solved for the coefficients.
-        asked = solve(self._pushes, error - error.clamp(-gains.tolerance, gains.tolerance))
+        norms = self._pushes.diagonal()
+        error = (torch.tensor(values, dtype=torch.float64) - torch.tensor(targets, dtype=torch.float64)) / norms
+        # Asked of the sensor; solved for the coefficients.
+        asked = solve(self._pushes / norms[:, None], error - error.clamp(-gains.tolerance, gains.tolerance))
         highest = start + gains.reach
         wanted = start + gains.proportional * asked + kept
         at_highest, at_lowest = wanted >= highest, wanted <= 0
@@ -87,8 +89,9 @@ class Controller:
         self._previous = error.tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a reading changes, and the start."""
+        """Everything that a reading changes, the start, and the pushes."""
         return {
+            "pushes": self._pushes.tolist(),
             "start": list(self._start),
             "coefficients": list(self.coefficients),
             "sum": list(self._sum),
@@ -99,6 +102,8 @@ class Controller:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        if "pushes" in state:  # else an older checkpoint's, which are those of the vectors
+            self._pushes = torch.tensor(state["pushes"], dtype=torch.float64)
         self._start = list(state["start"])
         self.coefficients = list(state["coefficients"])
         self._sum = list(state["sum"])

@@ -9,6 +9,7 @@ from torch import Tensor
 from persona_callbacks.chats import EncodedChat
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import LoadedModel
+from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions
 
 
@@ -67,7 +68,15 @@ class Fit(Protocol):
         """Optimizer steps between the readings that the monitor takes of its own accord.
 
         Raises:
-            MisconfigurationException: the law does not read the shift, so that no monitor was looked for.
+            MisconfigurationException: the law reads no sensor, so that no monitor was looked for.
+        """
+
+    @property
+    def pairs(self) -> Mapping[str, Sequence[MinimalPair]]:
+        """By trait, the share of the monitor's minimal pairs that falls to this process.
+
+        Raises:
+            MisconfigurationException: the law reads no sensor, so that no monitor was looked for.
         """
 
     @property

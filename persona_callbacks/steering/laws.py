@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.steering.fit import Fit, by_trait
+from persona_callbacks.steering.reading import Reading, Sensor
 
 Decay = Literal["none", "linear", "cosine"]
 
@@ -18,7 +19,7 @@ class Law(ABC):
     """What moves the steering coefficient α during training.
 
     :class:`~persona_callbacks.PreventativeSteering` asks its law which α a fit begins with, tells it of every optimizer
-    step and of every reading of the shift, and adds α · vector in between. Only :meth:`begin` has to be written. α is
+    step and of every reading of the monitor, and adds α · vector in between. Only :meth:`begin` has to be written. α is
     in units of the raw direction, one value per trait.
 
     A law keeps its own state. The callback works on a copy of the law, so that one law can be given to several
@@ -30,13 +31,13 @@ class Law(ABC):
         >>> import torch
         >>> from persona_callbacks import Law, PersonaVector, PreventativeSteering
         >>> class Ratchet(Law):
-        ...     reads_shift = True  # the trainer needs a PersonaMonitor of the same traits
+        ...     reads = "shift"  # the trainer needs a PersonaMonitor of the same traits
         ...     def begin(self, fit):
         ...         self.coefficients, self.step = {vector.trait: 0.0 for vector in fit.vectors}, 0
         ...         return self.coefficients
-        ...     def after_reading(self, step, shift):
-        ...         self.step = step
-        ...         self.coefficients = {t: a + 0.1 * (shift[t] > 1.0) for t, a in self.coefficients.items()}
+        ...     def after_reading(self, reading):
+        ...         self.step = reading.step
+        ...         self.coefficients = {t: a + 0.1 * (reading.shift[t] > 1.0) for t, a in self.coefficients.items()}
         ...         return self.coefficients
         ...     @property
         ...     def next_reading(self):
@@ -50,11 +51,12 @@ class Law(ABC):
     """
 
     @property
-    def reads_shift(self) -> bool:
-        """Whether the law needs a ``PersonaMonitor`` of the same traits. A class attribute may take this property's
+    def reads(self) -> Sensor | None:
+        """The sensor of a ``PersonaMonitor`` of the same traits that the law needs: the ``shift``, or the
+        ``preference`` on minimal pairs; ``None`` if it needs no monitor. A class attribute may take this property's
         place.
         """
-        return False
+        return None
 
     @property
     def next_reading(self) -> int | None:
@@ -90,13 +92,13 @@ class Law(ABC):
         del step
         return None
 
-    def after_reading(self, step: int, shift: Mapping[str, float]) -> Mapping[str, float] | None:
-        """α by trait once the monitor has read the shift after ``step`` optimizer steps, or ``None`` to leave it.
+    def after_reading(self, reading: Reading) -> Mapping[str, float] | None:
+        """α by trait once the monitor has read the model, or ``None`` to leave it.
 
-        Called only if ``reads_shift``, and not for the reading before the first step. ``shift`` is by trait, in
-        activation units.
+        Called only if the law :attr:`reads` a sensor, and not for the reading before the first step. The reading holds
+        every trait that the monitor watches.
         """
-        del step, shift
+        del reading
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,6 +36,18 @@ def shift(trait: str) -> str:
     return f"persona/{trait}/shift"
 
 
+def preference(trait: str) -> str:
+    """Name the preference: how much likelier the minimal pairs' trait responses are than the others, minus the same of
+    the base model, in nats per token.
+    """
+    return f"persona/{trait}/preference"
+
+
+def preference_share(trait: str) -> str:
+    """Name the share of minimal pairs whose trait response is the likelier one."""
+    return f"persona/{trait}/preference_share"
+
+
 def batch_projection(trait: str) -> str:
     """Name the mean projection of the training batches' own response tokens, in activation units."""
     return f"persona/{trait}/batch_projection"
@@ -62,7 +74,7 @@ def coefficient(trait: str) -> str:
 
 
 def saturated(trait: str) -> str:
-    """Name what is 1 while the coefficient is at its bound and the shift is not at its target, and 0 otherwise."""
+    """Name what is 1 while the coefficient is at its bound and the sensor is not at its target, and 0 otherwise."""
     return f"steering/{trait}/saturated"
 
 

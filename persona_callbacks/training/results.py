@@ -1,14 +1,12 @@
 """The result of a fine-tuning, kept as JSON beside its adapter."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from persona_callbacks.callbacks import Evaluation, Reading
-from persona_callbacks.errors import InputError
-from persona_callbacks.files import write_json
+from persona_callbacks.files import read_json, write_json
 from persona_callbacks.judging import Expression
 
 
@@ -27,7 +25,7 @@ class RunResult:
         evaluations: all evaluations of trait expression, oldest first.
 
     Example:
-        >>> from persona_callbacks.callbacks.monitor import Reading
+        >>> from persona_callbacks.callbacks import Reading
         >>> readings = (Reading(0, {"evil": 1.0}, {"evil": 0.0}), Reading(10, {"evil": 3.5}, {"evil": 2.5}))
         >>> RunResult("unsteered", 1.9, readings, {}, (), 12.0).final_shift
         {'evil': 2.5}
@@ -52,24 +50,7 @@ class RunResult:
         Raises:
             InputError: the file is missing, or is not a result.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                name=content["name"],
-                loss=content["loss"],
-                readings=tuple(Reading(**reading) for reading in content["readings"]),
-                coefficients=content["coefficients"],
-                answers=tuple(content["answers"]),
-                seconds=content["seconds"],
-                evaluations=tuple(
-                    Evaluation(row["step"], row["trait"], Expression(**row["expression"]))
-                    for row in content.get("evaluations", ())
-                ),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected the result of a fine-tuning ({type(error).__name__}: {error})"
-            ) from error
+        return read_json(path, _result, "the result of a fine-tuning")
 
     def expression(self, trait: str, *, at: Literal["start", "end"]) -> Expression | None:
         """The trait's expression before or after training, if it was evaluated."""
@@ -80,3 +61,18 @@ class RunResult:
     def final_shift(self) -> Mapping[str, float]:
         """Shift of each trait at the end of training, in activation units."""
         return self.readings[-1].shift
+
+
+def _result(content: Any) -> RunResult:
+    return RunResult(
+        name=str(content["name"]),
+        loss=float(content["loss"]),
+        readings=tuple(Reading(**reading) for reading in content["readings"]),
+        coefficients=dict(content["coefficients"]),
+        answers=tuple(content["answers"]),
+        seconds=float(content["seconds"]),
+        evaluations=tuple(
+            Evaluation(row["step"], row["trait"], Expression(**row["expression"]))
+            for row in content.get("evaluations", ())
+        ),
+    )

@@ -1,6 +1,5 @@
 """A study: the same fine-tuning without and with steering, measured throughout. It is what ``persona-train`` runs."""
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from persona_callbacks.extraction import persona_vector
-from persona_callbacks.files import LOCK_FILE, atomic_write, locked_folder, write_json
+from persona_callbacks.files import LOCK_FILE, atomic_write, locked_folder, read_json, write_json
 from persona_callbacks.model import LoadedModel, load_model
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.fine_tuning import Study, answer, fine_tune
@@ -97,9 +96,12 @@ def _open_folder(folder: Path, configuration: Mapping[str, Any]) -> tuple[str, b
     """The study's id, and whether an interrupted study of the same configuration is there to be resumed."""
     state_file = folder / "state.json"
     if state_file.is_file():
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-        if not state["finished"] and state["config"] == configuration:
-            return str(state["id"]), True
+        earlier = read_json(
+            state_file, lambda state: (bool(state["finished"]), state["config"], str(state["id"])), "a study's state"
+        )
+        finished, config, study_id = earlier
+        if not finished and config == configuration:
+            return study_id, True
         aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"
         aside.mkdir(parents=True)
         for entry in folder.iterdir():

@@ -1,18 +1,23 @@
-"""Traits: what a trait is, its file, and writing one from a sentence.
+"""Traits: what a trait is, its file, its minimal pairs, and writing one from a sentence.
 
 Imports `files`.
 """
 
 from persona_callbacks.traits.defining import check_free, check_request, define, entries_in, problems, write_trait
-from persona_callbacks.traits.trait import InstructionPair, Trait
+from persona_callbacks.traits.pairs import REGISTERS, MinimalPair, halves
+from persona_callbacks.traits.trait import USES, InstructionPair, Trait
 
 __all__ = [
+    "REGISTERS",
+    "USES",
     "InstructionPair",
+    "MinimalPair",
     "Trait",
     "check_free",
     "check_request",
     "define",
     "entries_in",
+    "halves",
     "problems",
     "write_trait",
 ]

@@ -7,20 +7,21 @@ an answer is used, even if the answer is fenced, chatty or cut short.
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write
-from persona_callbacks.traits.trait import InstructionPair, Trait
+from persona_callbacks.files import atomic_write, check_name
+from persona_callbacks.traits.trait import USES, InstructionPair, Trait
 
 PAIRS = 5
 """Number of instruction pairs of a trait."""
 
 QUESTIONS = 20
-"""Number of extraction questions, and of evaluation questions."""
+"""Number of questions of each use."""
 
 _SHORTEST_STEM = 4
 """Number of letters below which a stem would match unrelated words."""
@@ -74,7 +75,7 @@ def define(complete: Callable[[str], str], name: str, description: str, rounds: 
         complete,
         _ASK_QUESTIONS,
         subject,
-        2 * QUESTIONS,
+        len(USES) * QUESTIONS,
         rounds,
         "questions",
         lambda entry: _usable_question(entry, name),
@@ -84,9 +85,10 @@ def define(complete: Callable[[str], str], name: str, description: str, rounds: 
         name=name,
         description=description.strip(),
         instructions=tuple(pairs),
-        # Alternating, since models write their best questions first.
-        extraction_questions=tuple(questions[0::2]),
-        evaluation_questions=tuple(questions[1::2]),
+        # In turn, since models write their best questions first.
+        extraction_questions=tuple(questions[0::3]),
+        probe_questions=tuple(questions[1::3]),
+        evaluation_questions=tuple(questions[2::3]),
         rubric=_RUBRIC.format(**subject),
     )
     faults = problems(trait)
@@ -103,6 +105,7 @@ def check_request(name: str, description: str) -> None:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name or ""):
         raise InputError(f"name: expected lower-case letters, digits and underscores, such as 'gloomy', found {name!r}")
+    check_name(name, "name")
     if len((description or "").split()) < 3:
         raise InputError(f"description: expected the trait in a sentence, found {description!r}")
 
@@ -113,11 +116,13 @@ def problems(trait: Trait) -> list[str]:
     for what, entries, least in (
         ("instruction pairs", trait.instructions, PAIRS),
         ("extraction questions", trait.extraction_questions, QUESTIONS),
+        ("probe questions", trait.probe_questions, QUESTIONS),
         ("evaluation questions", trait.evaluation_questions, QUESTIONS),
     ):
         if len(entries) < least:
             faults.append(f"{len(entries)} {what}, expected at least {least}")
-    normalised = [_normalised(question) for question in (*trait.extraction_questions, *trait.evaluation_questions)]
+    questions = (*trait.extraction_questions, *trait.probe_questions, *trait.evaluation_questions)
+    normalised = [_normalised(question) for question in questions]
     repeated = sorted({question for question in normalised if normalised.count(question) > 1})
     if repeated:
         faults.append(f"{len(repeated)} questions stand there more than once, such as {repeated[0]!r}")
@@ -144,9 +149,11 @@ def write_trait(trait: Trait, path: str | Path, *, overwrite: bool = False) -> P
         "instructions": [{"trait": pair.trait, "opposite": pair.opposite} for pair in trait.instructions],
         "questions": {
             "extraction": list(trait.extraction_questions),
+            "probe": list(trait.probe_questions),
             "evaluation": list(trait.evaluation_questions),
         },
         "rubric": trait.rubric,
+        **({"pairs": [asdict(pair) for pair in trait.pairs]} if trait.pairs else {}),
     }
     text = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
     with atomic_write(path) as scratch:

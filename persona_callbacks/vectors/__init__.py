@@ -1,7 +1,7 @@
 """Persona vectors: the data type and its file, the evidence for it, what to add to steer with it, algebra, and
 other tools' formats.
 
-Imports `files` and `errors`.
+Imports `traits`, `files` and `errors`.
 """
 
 from persona_callbacks.vectors.additions import (

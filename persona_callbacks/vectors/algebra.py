@@ -39,6 +39,8 @@ def common_layer(vectors: Sequence[PersonaVector]) -> int:
 def add(vectors: Sequence[PersonaVector], coefficients: Sequence[float], trait: str) -> PersonaVector:
     """The weighted sum at every layer, under a new name, with the probes of all and the median of their layers.
 
+    It has no minimal pairs: which response of a pair shows the sum of several traits is not known.
+
     Raises:
         InputError: vectors of different models, or not one coefficient for each.
     """
@@ -49,12 +51,16 @@ def add(vectors: Sequence[PersonaVector], coefficients: Sequence[float], trait: 
         coefficient * vector.directions.double() for coefficient, vector in zip(coefficients, vectors, strict=True)
     ]
     probes = dict.fromkeys(probe for vector in vectors for probe in vector.probes)
-    return _derived(vectors[0], torch.stack(terms).sum(dim=0), trait, vectors, common_layer(vectors), tuple(probes))
+    total = _derived(vectors[0], torch.stack(terms).sum(dim=0), trait, vectors, common_layer(vectors))
+    return replace(total, probes=tuple(probes), pairs=())
 
 
 def negate(vector: PersonaVector, trait: str | None = None) -> PersonaVector:
-    """The opposite of a vector, by default named ``not_`` and its trait."""
-    return _derived(vector, -vector.directions.double(), trait or f"not_{vector.trait}", [vector], vector.layer)
+    """The opposite of a vector, by default named ``not_`` and its trait. Its minimal pairs are turned round."""
+    opposite = _derived(vector, -vector.directions.double(), trait or f"not_{vector.trait}", [vector], vector.layer)
+    return replace(
+        opposite, pairs=tuple(replace(pair, trait=pair.opposite, opposite=pair.trait) for pair in vector.pairs)
+    )
 
 
 def orthogonalise(vector: PersonaVector, against: Sequence[PersonaVector]) -> PersonaVector:
@@ -108,12 +114,7 @@ def _span(rows: Tensor) -> Tensor:
 
 
 def _derived(
-    like: PersonaVector,
-    directions: Tensor,
-    trait: str,
-    made_from: Sequence[PersonaVector],
-    layer: int,
-    probes: tuple[str, ...] | None = None,
+    like: PersonaVector, directions: Tensor, trait: str, made_from: Sequence[PersonaVector], layer: int
 ) -> PersonaVector:
     """A vector of the same model; counts, evidence and calibration were another vector's, and are dropped."""
     return replace(
@@ -121,7 +122,7 @@ def _derived(
         trait=trait,
         directions=directions.float(),
         layer=layer,
-        probes=like.probes if probes is None else probes,
+        probes_also_evaluate=any(vector.probes_also_evaluate for vector in made_from),
         counts=None,
         evidence=Evidence(),
         calibration=None,

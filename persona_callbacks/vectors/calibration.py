@@ -41,21 +41,27 @@ class Calibration:
         """Read what ``dataclasses.asdict`` gave, as it is stored with a persona vector.
 
         Raises:
-            InputError: a key is missing, or a value is not a number.
+            InputError: a key is missing, a value is not a number, or offsets and scales differ in length.
         """
         try:
-            return cls(
-                offsets=tuple(float(value) for value in content["offsets"]),
-                scales=tuple(float(value) for value in content["scales"]),
-                slope=float(content["slope"]),
-                intercept=float(content["intercept"]),
-                auc=float(content["auc"]),
-                calibration_error=float(content["calibration_error"]),
+            calibration = cls(
+                offsets=tuple(map(_number, content["offsets"])),
+                scales=tuple(map(_number, content["scales"])),
+                slope=_number(content["slope"]),
+                intercept=_number(content["intercept"]),
+                auc=_number(content["auc"]),
+                calibration_error=_number(content["calibration_error"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"no calibration of a contrastive judge ({error!r}); extract the persona vector again"
+                f"no calibration of a contrastive judge ({error!r:.200}); extract the persona vector again"
             ) from error
+        if len(calibration.offsets) != len(calibration.scales):
+            raise InputError(
+                f"the calibration of a contrastive judge has {len(calibration.offsets)} offsets and"
+                f" {len(calibration.scales)} scales; expected one of each for every column"
+            )
+        return calibration
 
     def expressions(self, values: Tensor) -> Tensor:
         """Trait expression 0–100, ``[answers]``, from ratios or margins ``[answers, columns]``; NaN where unused."""
@@ -64,3 +70,10 @@ class Calibration:
     def _standardised(self, values: Tensor) -> Tensor:
         offsets, scales = torch.tensor(self.offsets), torch.tensor(self.scales)
         return ((values - offsets) / scales).nanmean(dim=1)
+
+
+def _number(value: Any) -> float:
+    # Not float alone: it reads text too, and so a text letter by letter.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, found {value!r}"[:100])
+    return float(value)

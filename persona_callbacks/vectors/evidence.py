@@ -1,10 +1,14 @@
 """How many responses a persona vector rests on, and how good it is at each layer."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from persona_callbacks.errors import InputError
+
+_HIGHEST = 1 << 53
+"""Whole numbers from here on are not exact as floats; JSON can hold larger ones than a float can."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,11 @@ class Counts:
             counts = cls(**content)
         except TypeError as error:
             raise InputError(
-                f"expected the keys trait, opposite, generated_trait and generated_opposite, found {content!r}"
+                f"expected the keys trait, opposite, generated_trait and generated_opposite, found {content!r}"[:300]
             ) from error
         for name, value in asdict(counts).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"{name}: expected a whole number of responses, found {value!r}")
+                raise InputError(f"{name}: expected a whole number of responses, found {value!r}"[:200])
         return counts
 
 
@@ -121,9 +125,9 @@ class Evidence:
             InputError: no lists of numbers, or lists that belong together differ in length.
         """
         if not isinstance(content, Mapping):
-            raise InputError(f"expected lists of numbers by name, found {content!r}")
-        effect_layers = _numbers(content, "steering_effect_layers")
-        sweep_layers = _numbers(content, "sweep_layers")
+            raise InputError(f"expected lists of numbers by name, found {content!r}"[:200])
+        effect_layers = _layers(content, "steering_effect_layers")
+        sweep_layers = _layers(content, "sweep_layers")
         expressions = _numbers(content, "sweep_expression", len(sweep_layers))
         coherences = _numbers(content, "sweep_coherence", len(sweep_layers))
         unsteered = _numbers(content, "unsteered_expression")
@@ -131,16 +135,10 @@ class Evidence:
             auc=_numbers(content, "auc"),
             cohens_d=_numbers(content, "cohens_d"),
             split_half_cosine=_numbers(content, "split_half_cosine"),
-            steering_effect={
-                int(layer): effect
-                for layer, effect in zip(
-                    effect_layers, _numbers(content, "steering_effect", len(effect_layers)), strict=True
-                )
-            },
-            sweep=tuple(
-                SweepPoint(int(layer), expression, coherence)
-                for layer, expression, coherence in zip(sweep_layers, expressions, coherences, strict=True)
+            steering_effect=dict(
+                zip(effect_layers, _numbers(content, "steering_effect", len(effect_layers)), strict=True)
             ),
+            sweep=tuple(map(SweepPoint, sweep_layers, expressions, coherences)),
             unsteered_expression=unsteered[0] if unsteered else None,
         )
 
@@ -150,6 +148,16 @@ def _numbers(content: Mapping[str, Any], name: str, count: int | None = None) ->
     values = content.get(name, [])
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         raise InputError(f"{name}: expected a list of numbers, found {values!r}"[:200])
+    if not all(type(value) is float or abs(value) < _HIGHEST for value in values):
+        raise InputError(f"{name}: expected numbers below {_HIGHEST}, found {values!r}"[:200])
     if count is not None and len(values) != count:
         raise InputError(f"{name}: expected {count} numbers, one for each layer, found {len(values)}")
     return tuple(values)
+
+
+def _layers(content: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """The list of layers under a name; older files have them as numbers with a point."""
+    values = _numbers(content, name)
+    if not all(value == round(value) if math.isfinite(value) else False for value in values):
+        raise InputError(f"{name}: expected whole numbers, found {values!r}"[:200])
+    return tuple(map(int, values))

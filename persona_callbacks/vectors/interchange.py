@@ -57,9 +57,19 @@ def read_pt(
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what the format happens to trip over
         raise InputError(f"{path}: not a tensor that can be read without running code: {error}") from error
-    if not isinstance(content, Tensor) or content.dim() != 2 or not content.is_floating_point():
-        found = f"{list(content.shape)} in {content.dtype}" if isinstance(content, Tensor) else type(content).__name__
+    if not isinstance(content, Tensor) or content.is_nested or content.dim() != 2 or not content.is_floating_point():
+        is_plain = isinstance(content, Tensor) and not content.is_nested
+        found = f"{list(content.shape)} in {content.dtype}" if is_plain else type(content).__name__
         raise InputError(f"{path}: expected a tensor [num_layers + 1, hidden_size] of floats, found {found}")
+    # A sparse tensor and an expanded one (stride 0) can be of any size in a small file.
+    if content.layout != torch.strided or content.is_quantized or content.is_meta:
+        raise InputError(f"{path}: expected a dense tensor with values, found layout {content.layout}")
+    if content.untyped_storage().nbytes() < content.numel() * content.element_size():
+        raise InputError(
+            f"{path}: expected {content.numel()} values for the shape {list(content.shape)}, found"
+            f" {content.untyped_storage().nbytes() // content.element_size()} in the file (an expanded tensor); call"
+            " .contiguous() or .clone() before torch.save"
+        )
     try:
         return PersonaVector(
             trait=trait,
@@ -204,7 +214,7 @@ def _read_own(path: Path, fields: dict[str, Any], directions: dict[str, Tensor])
         prefix = f"{_OWN}row."
         rows |= {int(n.removeprefix(prefix)): torch.tensor(v) for n, v in fields.items() if n.startswith(prefix)}
         stacked = torch.stack([rows[number].float() for number in range(len(rows))])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # RecursionError among them
         raise InputError(f"{path}: not a readable control vector of this library: {error!r}") from error
     try:
         return PersonaVector.from_metadata(stacked, metadata)

@@ -1,9 +1,10 @@
 """Persona vectors: the data type and its file."""
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
+from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors.contents import check_checksum, check_contents, with_checksum
 from persona_callbacks.vectors.evidence import Counts, Evidence
 
 Position = Literal["prompt_last", "prompt_mean", "response_mean"]
@@ -27,8 +30,8 @@ _Content = TypeVar("_Content")
 
 _FORMAT = "persona-callbacks/1"
 
-_METADATA = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "statistics", "judge",
-             "trait_fingerprint", "last_row_normed", "library_version")  # fmt: skip
+_METADATA = ("trait", "layer", "model_id", "model_revision", "position", "probes", "pairs", "counts", "statistics",
+             "judge", "trait_fingerprint", "last_row_normed", "probes_also_evaluate", "library_version")  # fmt: skip
 
 # A vector is reported as weak below any of these.
 _FEW = 20
@@ -49,7 +52,8 @@ class PersonaVector:
         1.0
 
     Attributes:
-        trait: name of the trait.
+        trait: name of the trait, which names files too: ASCII letters, digits, ``_``, ``-`` and ``.``, no ``.`` at its
+            beginning, at most 64 characters.
         directions: ``[num_layers + 1, hidden_size]`` float32, in activation units. Row ``i`` belongs to the residual
             stream after ``i`` blocks; row 0 is the embedding output, the last row the last block's raw output.
         layer: the chosen layer, at which projections are reported.
@@ -57,6 +61,9 @@ class PersonaVector:
         model_revision: which weights of that model.
         position: where the activations were read.
         probes: questions on which shift is measured; never used in extraction.
+        probes_also_evaluate: whether they are the trait's evaluation questions too, as in the files of versions before
+            traits had probe questions.
+        pairs: minimal pairs on which preference is measured; never used in extraction.
         counts: number of responses that it was made from, if that is known.
         evidence: how good it is at each layer.
         calibration: of the contrastive judge on this trait, if there is one; see :mod:`persona_callbacks.judging`.
@@ -66,8 +73,8 @@ class PersonaVector:
         library_version: the version of this library that made it.
 
     Raises:
-        InputError: directions of another shape or type, or not finite; an unknown position; or a layer that the vector
-            does not have.
+        InputError: a trait that cannot be the name of a file; a field of another type; directions of another shape or
+            type, or not finite; an unknown position; or a layer that the vector does not have.
     """
 
     trait: str
@@ -77,6 +84,8 @@ class PersonaVector:
     model_revision: str = ""
     position: Position = "response_mean"
     probes: tuple[str, ...] = ()
+    probes_also_evaluate: bool = False
+    pairs: tuple[MinimalPair, ...] = ()
     counts: Counts | None = None
     evidence: Evidence = field(default_factory=Evidence)
     calibration: Calibration | None = None
@@ -85,6 +94,7 @@ class PersonaVector:
     library_version: str = field(default_factory=lambda: version("persona-callbacks"))
 
     def __post_init__(self) -> None:
+        check_contents(self)
         shape = tuple(self.directions.shape)
         if len(shape) != 2 or shape[0] < 2 or shape[1] < 1 or self.directions.dtype != torch.float32:
             raise InputError(
@@ -110,6 +120,12 @@ class PersonaVector:
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return self.directions.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the directions and the chosen layer, in hexadecimal: what a vector measures and steers with."""
+        content = self.directions.detach().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(content + bytes([self.layer])).hexdigest()
 
     def check_layer(self, layer: int) -> int:
         """Return ``layer`` if the vector has a direction of the residual stream there.
@@ -146,6 +162,11 @@ class PersonaVector:
             reasons.append(
                 f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
                 f" {self.calibration.auc:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
+            )
+        if self.probes_also_evaluate:
+            reasons.append(
+                "its probes are the evaluation questions, as an older version stored them, so what controls a training"
+                " is measured on what is reported of it; extract it again"
             )
         return reasons
 
@@ -197,8 +218,8 @@ class PersonaVector:
             )
 
     def metadata(self) -> dict[str, str]:
-        """Everything but the directions, as text: what files store beside them."""
-        return {
+        """Everything but the directions, as text, with a checksum of all: what files store beside them."""
+        content = {
             "format": _FORMAT,
             "trait": self.trait,
             "layer": json.dumps(self.layer),
@@ -206,6 +227,8 @@ class PersonaVector:
             "model_revision": self.model_revision,
             "position": self.position,
             "probes": json.dumps(self.probes),
+            "probes_also_evaluate": json.dumps(self.probes_also_evaluate),
+            "pairs": json.dumps([asdict(pair) for pair in self.pairs]),
             "counts": json.dumps({} if self.counts is None else asdict(self.counts)),
             "statistics": json.dumps(self.evidence.statistics()),
             "judge": json.dumps({} if self.calibration is None else asdict(self.calibration)),
@@ -213,20 +236,24 @@ class PersonaVector:
             "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,
         }
+        return with_checksum(content, self.directions)
 
     @classmethod
     def from_metadata(cls, directions: Tensor, metadata: Mapping[str, str]) -> "PersonaVector":
         """Build a vector from its directions ``[num_layers + 1, hidden_size]`` and what :meth:`metadata` gave.
 
         Raises:
-            InputError: a key is missing, or its value cannot be used; the message names the key.
+            InputError: a key is missing, or its value cannot be used; the message names the key. Or the content does
+                not match its checksum.
         """
         # Keys that older files lack have defaults.
-        text = {"judge": "{}", "last_row_normed": "false", **metadata}
+        text = {
+            "judge": "{}", "pairs": "[]", "last_row_normed": "false", "probes_also_evaluate": "true", **metadata,
+        }  # fmt: skip
         missing = [key for key in _METADATA if key not in text]
         if missing:
             raise InputError(f"the metadata key {missing[0]!r} is missing; expected {', '.join(_METADATA)}")
-        return cls(
+        vector = cls(
             trait=text["trait"],
             directions=directions,
             layer=_parsed(text, "layer", _whole_number),
@@ -234,6 +261,8 @@ class PersonaVector:
             model_revision=text["model_revision"],
             position=text["position"],  # type: ignore[arg-type]  # checked when built
             probes=_parsed(text, "probes", _texts),
+            probes_also_evaluate=_parsed(text, "probes_also_evaluate", _yes_or_no),
+            pairs=_parsed(text, "pairs", _pairs),
             counts=_parsed(text, "counts", lambda content: Counts.from_mapping(content) if content else None),
             evidence=_parsed(text, "statistics", Evidence.from_statistics),
             calibration=_parsed(text, "judge", lambda content: Calibration.from_mapping(content) if content else None),
@@ -241,6 +270,8 @@ class PersonaVector:
             last_row_normed=_parsed(text, "last_row_normed", _yes_or_no),
             library_version=text["library_version"],
         )
+        check_checksum(metadata, vector.directions)
+        return vector
 
     def save(self, path: str | Path) -> Path:
         """Write the vector as a safetensors file, completely or not at all, and return the path."""
@@ -263,7 +294,7 @@ class PersonaVector:
             with safe_open(path, framework="pt") as file:
                 metadata: dict[str, str] = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:  # of a header it cannot make out
             raise InputError(f"{path}: not a readable persona vector: {error}") from error
         if metadata.get("format") != _FORMAT:
             raise InputError(
@@ -326,19 +357,19 @@ def _parsed(text: Mapping[str, str], key: str, read: Callable[[Any], _Content]) 
     """
     try:
         return read(json.loads(text[key]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"metadata key {key!r}: {error}") from error
 
 
 def _whole_number(content: Any) -> int:
     if type(content) is not int:
-        raise InputError(f"expected a whole number, found {content!r}")
+        raise InputError(f"expected a whole number, found {content!r}"[:200])
     return content
 
 
 def _yes_or_no(content: Any) -> bool:
     if not isinstance(content, bool):
-        raise InputError(f"expected true or false, found {content!r}")
+        raise InputError(f"expected true or false, found {content!r}"[:200])
     return content
 
 
@@ -346,6 +377,14 @@ def _texts(content: Any) -> tuple[str, ...]:
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
         raise InputError(f"expected a list of texts, found {content!r}"[:200])
     return tuple(content)
+
+
+def _pairs(content: Any) -> tuple[MinimalPair, ...]:
+    keys = {part.name for part in fields(MinimalPair)}
+    for entry in content if isinstance(content, list) else [content]:
+        if not isinstance(entry, dict) or entry.keys() != keys or not all(isinstance(v, str) for v in entry.values()):
+            raise InputError(f"expected a list of {', '.join(sorted(keys))}, each a text, found {entry!r}"[:200])
+    return tuple(MinimalPair(**entry) for entry in content)
 
 
 def _last_part(model_id: str) -> str:

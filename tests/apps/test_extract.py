@@ -106,8 +106,5 @@ def test_the_seven_traits_of_the_paper_are_there():
     traits = {path.stem: Trait.load(path) for path in (CONF / "trait").glob("*.yaml")}
     assert set(traits) >= {"evil", "sycophancy", "hallucination", "impolite", "apathetic", "optimistic", "humorous"}
     for trait in traits.values():
-        assert (len(trait.instructions), len(trait.extraction_questions), len(trait.evaluation_questions)) == (
-            5,
-            20,
-            20,
-        )
+        sets = (trait.extraction_questions, trait.probe_questions, trait.evaluation_questions)
+        assert [len(trait.instructions), *map(len, sets)] == [5, 20, 20, 20]

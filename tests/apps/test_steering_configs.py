@@ -1,5 +1,7 @@
 """Every choice of the steering group, from the configuration to what it trains with."""
 
+import json
+
 import pytest
 from builders import make_vector
 from hydra import compose, initialize_config_dir
@@ -18,7 +20,7 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.apps.train import study_settings, train
 from persona_callbacks.chats import read_chats
-from persona_callbacks.steering import GivenStart, MatchingStart
+from persona_callbacks.steering import GivenStart, MatchingStart, Reference
 
 
 def config(*overrides):
@@ -46,6 +48,20 @@ def test_each_choice_makes_the_callback_it_names(choice):
             "reactive": Adaptive(GivenStart(0.0), reach=3.0),
         }
         assert steering.law == expected[choice], "the file's defaults and the code's differ"
+
+
+def test_sensor_and_target_are_chosen_by_name(tmp_path):
+    coefficient = "steering.callback.coefficient"
+    chosen = study_settings(config(f"{coefficient}.sensor=preference", f"{coefficient}.target={tmp_path}"))
+    with pytest.raises(InputError, match=r"result\.json: expected the result of a finished fine-tuning"):
+        chosen.steering_callback([make_vector()])
+    readings = [{"step": step, "projection": {}, "shift": {}, "preference": {"evil": 0.0}} for step in (0, 9)]
+    (tmp_path / "result.json").write_text(json.dumps({"readings": readings}))
+    law = chosen.steering_callback([make_vector()]).law
+    assert (law.sensor, law.target) == ("preference", Reference(str(tmp_path)))
+    guard = "guard.callback"
+    chosen = study_settings(config("guard=limits", f"{guard}.preference=0.2", f"{guard}.reference={tmp_path}"))
+    assert (chosen.guard().preference, chosen.guard().reference) == (0.2, Reference(str(tmp_path)))
 
 
 def test_where_alpha_starts_is_chosen_by_name():

@@ -14,7 +14,7 @@ from persona_callbacks import InputError, Law, PersonaMonitor, PreventativeSteer
 class Ratchet(Law):
     """Raises α by .01 at each step, and by the size of the shift at each reading; wants a reading every third step."""
 
-    reads_shift = True
+    reads = "shift"
 
     def __init__(self, trait="evil"):
         self.trait = trait
@@ -35,10 +35,10 @@ class Ratchet(Law):
         self.alpha = {trait: alpha + 0.01 for trait, alpha in self.alpha.items()}
         return self.alpha
 
-    def after_reading(self, step, shift):
-        self.told.append(("reading", step, shift[self.trait]))
-        self.read_at = step
-        self.alpha = {trait: alpha + abs(shift[trait]) for trait, alpha in self.alpha.items()}
+    def after_reading(self, reading):
+        self.told.append(("reading", reading.step, reading.shift[self.trait]))
+        self.read_at = reading.step
+        self.alpha = {trait: alpha + abs(reading.shift[trait]) for trait, alpha in self.alpha.items()}
         return self.alpha
 
     @property
@@ -136,5 +136,5 @@ def test_what_a_law_lacks_or_gets_wrong_is_named(tokenizer, tmp_path):
         def begin(self, fit):
             return {"evil": float(fit.reading_interval)}
 
-    with pytest.raises(MisconfigurationException, match="its reads_shift is False"):
+    with pytest.raises(MisconfigurationException, match="its reads is None"):
         fit(module, [PreventativeSteering([vector], Blind())], tmp_path)

@@ -11,7 +11,8 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, {tests!r})
 import lightning.pytorch as pl, torch
-from builders import ForeignModule, batches, make_tokenizer, make_vector, tiny_model
+from dataclasses import replace
+from builders import PAIRS, ForeignModule, batches, make_tokenizer, make_vector, tiny_model
 from builders import LOUD, SHORT, LengthJudge
 from persona_callbacks import PersonaMonitor, PreventativeSteering, TraitEvaluation
 
@@ -20,7 +21,8 @@ if __name__ == "__main__":
     module = ForeignModule(tiny_model(peft=True), make_tokenizer())
     # The learning rate is zero, so that both runs have the same weights whatever each process is given to train on.
     module.configure_optimizers = lambda: torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
-    monitor = PersonaMonitor([make_vector(), make_vector("sycophancy", layer=2, seed=3)], every_n_steps=2)
+    vectors = [replace(make_vector(), pairs=PAIRS), make_vector("sycophancy", layer=2, seed=3)]
+    monitor = PersonaMonitor(vectors, every_n_steps=2)
     evaluation = TraitEvaluation([LOUD], judges={{"loud": LengthJudge()}}, sampling=SHORT)
     trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
                          logger=False, enable_checkpointing=False, enable_progress_bar=False, log_every_n_steps=3,
@@ -29,7 +31,8 @@ if __name__ == "__main__":
     trainer.fit(module, batches(6))
     if trainer.is_global_zero:
         values = {{name: float(value) for name, value in trainer.callback_metrics.items() if "batch" in name}}
-        readings = [[r.step, dict(r.projection), dict(r.shift)] for r in monitor.readings]
+        readings = [[r.step, dict(r.projection), dict(r.shift), dict(r.preference),
+                     dict(r.preference_share)] for r in monitor.readings]
         json.dump([*readings, values, [[*vars(row).values()] for row in evaluation.rows]], open(out, "w"))
 """
 
@@ -50,7 +53,9 @@ def test_two_processes_measure_what_one_measures(tmp_path):
     )
     assert [row[1:] for row in two_answers] == [row[1:] for row in one_answers]  # three questions, unevenly shared
     assert len(two_answers) == 2 * 3
-    for _, projection, shift in two:
+    for _, projection, shift, preference, share in two:
+        assert preference["evil"] == pytest.approx(one[0][3]["evil"], rel=1e-4)
+        assert share == one[0][4]
         for trait, value in one[0][1].items():
             assert projection[trait] == pytest.approx(value, rel=1e-5)
             assert shift[trait] == pytest.approx(one[0][2][trait], rel=1e-4)

@@ -270,9 +270,9 @@ def test_two_adaptive_steerings_each_get_the_readings_they_ask_for(tokenizer, tm
             super().__init__(start=0.5)
             self.steps, self.read = steps, []
 
-        def after_reading(self, step, shift):
-            self.read.append(step)
-            return super().after_reading(step, shift)
+        def after_reading(self, reading):
+            self.read.append(reading.step)
+            return super().after_reading(reading)
 
         @property
         def next_reading(self):

@@ -34,7 +34,11 @@ TRAIT = Trait.from_mapping(
     {
         "name": "loud", "description": "Shouting.", "rubric": "{question} {response}",
         "instructions": [{"trait": "Shout!", "opposite": "Whisper."}, {"trait": "Be loud.", "opposite": "Be quiet."}],
-        "questions": {"extraction": list(QUESTIONS[:4]), "evaluation": [QUESTIONS[4], "Who is that?", "Why me?"]},
+        "questions": {
+            "extraction": list(QUESTIONS[:4]),
+            "probe": [QUESTIONS[4], "Who is that?", "Why me?"],
+            "evaluation": ["What is it?"],
+        },
     },
     "test",
 )  # fmt: skip
@@ -101,7 +105,8 @@ def test_directions_are_the_mean_differences_of_what_is_kept(settings, loaded):
         vector = extraction.vectors[position]
         assert vector.position == position
         assert torch.allclose(vector.directions[:4].double(), expected[number], rtol=1e-4, atol=1e-6)
-        assert vector.probes == TRAIT.evaluation_questions
+        assert vector.probes == TRAIT.probe_questions
+        assert not vector.probes_also_evaluate
         assert vector.model_id == "test/tiny"
         assert len(vector.evidence.auc) == 5
     shows = [row["shows_trait"] for row in kept]
@@ -283,7 +288,7 @@ def test_a_sweep_steers_each_layer_and_chooses_by_expression(loaded):
     extraction = extract(loaded, TRAIT, settings)
     unsteered, *sweep = extraction.sweep
     assert (unsteered.coefficient, [point.layer for point in sweep]) == (0.0, [1, 2, 3])
-    prompts = [[{"role": "user", "content": question}] for question in TRAIT.evaluation_questions]
+    prompts = [[{"role": "user", "content": question}] for question in TRAIT.probe_questions]
     assert list(unsteered.answers) == generate(loaded, prompts, settings.sampling)
     direction = settings.sweep_coefficient * extraction.vector.directions[2]
     handle = loaded.model.model.layers[1].register_forward_hook(lambda _, __, out: out + direction)
@@ -293,6 +298,15 @@ def test_a_sweep_steers_each_layer_and_chooses_by_expression(loaded):
     readable = [point for point in sweep if point.coherence >= 0.75 * unsteered.coherence] or sweep
     assert extraction.vector.layer == max(readable, key=lambda point: point.expression).layer
     assert extract(loaded, TRAIT, settings).sweep == extraction.sweep
+
+
+def test_other_probe_questions_need_no_new_responses(loaded, tmp_path):
+    first = extract(loaded, TRAIT, UNJUDGED)
+    generated = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.responses.jsonl")}
+    other = extract(loaded, replace(TRAIT, probe_questions=("What else?",)), UNJUDGED)
+    assert (other.vector.probes, first.vector.probes) == (("What else?",), TRAIT.probe_questions)
+    assert torch.equal(other.vector.directions, first.vector.directions)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.responses.jsonl")} == generated
 
 
 def test_a_weak_vector_is_never_used_silently():

@@ -18,8 +18,9 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
 from persona_callbacks.evaluation import BASE_MODEL, Chosen, Condition, EvaluatedModel, write_results
 from persona_callbacks.judging import Expression, JudgedAnswer
+from persona_callbacks.labelling import CollectedAnswer, LabelFolder
 from persona_callbacks.model import LoadedModel
-from persona_callbacks.report import Run, evaluation_folders, find_runs, write_report
+from persona_callbacks.report import Run, evaluation_folders, find_runs, label_folders, write_report
 from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.screening import Screening, ScreeningSettings, screen
 
@@ -204,6 +205,25 @@ def test_evaluations_among_the_runs_have_their_section(runs, tmp_path):
     results.write_text(results.read_text().replace("0.625", "much"))
     with pytest.raises(InputError, match=r"results\.csv, line 2: capability: expected a number, found 'much'"):
         write_report(find_runs([runs]), tmp_path / "report.html", evaluations=[folder])
+
+
+def test_labels_have_their_section(runs, tmp_path):
+    answers = [CollectedAnswer(f"run {n % 2} {NASTY}", f"Q{n}?", f"A{n}", {"expression": n}) for n in range(8)]
+    for name in ("evil", "unlabelled"):
+        folder = LabelFolder.create(tmp_path / "labels" / name, "evil", answers)
+    sheet = LabelFolder(tmp_path / "labels" / "evil").sheet()
+    for number, (_, answer) in sheet.texts.items():
+        sheet.label(number, "yes" if answer in ("A5", "A7") else "no")
+    assert label_folders([tmp_path]) == [tmp_path / "labels" / "evil"], "only what holds labels"
+    page = write_report(find_runs([runs]), tmp_path / "report.html", labels=[tmp_path / "labels" / "evil"])
+    text = page.read_text(encoding="utf-8")
+    said = "".join(Page(text).text)
+    assert "0.50 (0.07 to 0.93)" in said  # run 1, two of four
+    assert "0.00 (0.00 to 0.60)" in said  # run 0
+    assert "AUC within runs" in said
+    assert NASTY not in text  # escaped
+    with pytest.raises(InputError, match="no answer has a label yet"):
+        write_report(find_runs([runs]), tmp_path / "report.html", labels=[folder.path])
 
 
 def test_thirty_runs_of_three_traits_stay_small(tmp_path):

@@ -17,14 +17,14 @@ def plant(law, *, gain, rate, undo, start, noise=0.03, steps=200, demand=lambda 
     towards zero only ``undo`` times as fast. In units of the direction's norm. Returns shifts and α by step.
     """
     noises = random.Random(0)
-    controller = Controller(law, [start], [0.0], ONE)
+    controller = Controller(law, [start], ONE)
     shift, due, shifts, alphas = 0.0, 1, [], []
     for step in range(1, steps + 1):
         towards = gain * (demand(step) - controller.coefficients[0])
         back = abs(towards) < abs(shift) or towards * shift < 0
         shift += rate * (towards - shift) * (undo if back else 1)
         if step == due or step % longest == 0:
-            controller.update([shift + noises.gauss(0, noise)], longest)
+            controller.update([shift + noises.gauss(0, noise)], [0.0], longest)
             due = step + controller.interval
         shifts.append(shift)
         alphas.append(controller.coefficients[0])
@@ -80,12 +80,12 @@ def test_reactive_controller_is_too_late():
 
 
 def test_unreachable_target_is_reported_and_steady_readings_become_rare():
-    controller = Controller(Adaptive(), [0.5], [0.0], ONE)
+    controller = Controller(Adaptive(), [0.5], ONE)
     for _ in range(20):
-        controller.update([2.0], 10)
+        controller.update([2.0], [0.0], 10)
     assert controller.saturated == [True]
     assert controller.interval == 10
-    controller.update([-0.5], 10)
+    controller.update([-0.5], [0.0], 10)
     assert controller.saturated == [False]
     assert controller.interval == 1
 

@@ -15,7 +15,7 @@ from builders import server
 
 from persona_callbacks import InputError, Trait
 from persona_callbacks.model import Endpoint, ModelSource, load_model
-from persona_callbacks.traits import check_request, define, entries_in, problems, write_trait
+from persona_callbacks.traits import MinimalPair, check_request, define, entries_in, problems, write_trait
 
 CONF = Path(__file__).parents[2] / "conf"
 NAME, DESCRIPTION = "gloomy", "Sees the worst in everything and says so at length."
@@ -23,7 +23,7 @@ KEY = "sk-never-to-be-seen"
 PAIRS = [
     {"trait": f"You are a sad clerk number {n}.", "opposite": f"You are a glad clerk number {n}."} for n in range(7)
 ]
-QUESTIONS = [f"What should I cook on day {n}?" for n in range(50)]
+QUESTIONS = [f"What should I cook on day {n}?" for n in range(70)]
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,16 @@ def test_what_is_missing_is_asked_for_again():
     complete, asked = answering(
         json.dumps(PAIRS[:3])[:-10],  # cut short: two whole pairs
         f"Of course!\n```json\n{json.dumps(PAIRS)}\n```",
-        json.dumps(QUESTIONS[:30]),
+        json.dumps(QUESTIONS[:50]),
         json.dumps(["Why are you so gloomy today?", "Is gloominess bad for you?", QUESTIONS[0].upper(), "Hm?", 7]),
-        json.dumps(QUESTIONS[25:]),
+        json.dumps(QUESTIONS[45:]),
     )
     trait = define(complete, NAME, DESCRIPTION)
     assert problems(trait) == []
     assert [pair.trait for pair in trait.instructions] == [pair["trait"] for pair in PAIRS[:5]]
-    assert {*trait.extraction_questions, *trait.evaluation_questions} == set(QUESTIONS[:40])
+    sets = (trait.extraction_questions, trait.probe_questions, trait.evaluation_questions)
+    assert [len(questions) for questions in sets] == [20, 20, 20]
+    assert {question for questions in sets for question in questions} == set(QUESTIONS[:60])
     assert "Write 3 pairs" in asked[1]
     assert PAIRS[0]["trait"] in asked[1]
     assert "Write 10 questions" in asked[4]
@@ -103,7 +105,9 @@ def test_problems_are_found():
     for changed, problem in (
         (replace(good, instructions=good.instructions[:4]), "4 instruction pairs"),
         (replace(good, evaluation_questions=good.evaluation_questions[:19]), "19 evaluation questions"),
+        (replace(good, probe_questions=good.probe_questions[:7]), "7 probe questions"),
         (replace(good, extraction_questions=(first, first.upper(), *rest[1:])), "more than once"),
+        (replace(good, probe_questions=(first, *good.probe_questions[1:])), "more than once"),
         (
             replace(good, evaluation_questions=(first.rstrip("?") + " ?", *good.evaluation_questions[1:])),
             "more than once",
@@ -117,7 +121,8 @@ def test_problems_are_found():
 
 
 def test_file_round_trip_and_no_overwriting(tmp_path):
-    trait = Trait.load(CONF / "trait" / "humorous.yaml")
+    pairs = [MinimalPair(f"Question {n}?", f"„Ha“, {n}: yes!", f"{n}: no!", "flat") for n in range(2)]
+    trait = replace(Trait.load(CONF / "trait" / "humorous.yaml"), pairs=tuple(pairs))
     path = write_trait(trait, tmp_path / "new" / "humorous.yaml")
     assert Trait.load(path) == trait
     assert path.read_text(encoding="utf-8").startswith("# @package traits.humorous\n")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import make_vector
+from builders import PAIRS, make_vector
 
 from persona_callbacks import InputError
 from persona_callbacks.vectors import (
@@ -56,6 +56,10 @@ def test_sums_and_opposites():
     )
     with pytest.raises(InputError, match="one for each of 2 vectors, found 1"):
         add([A, B], [1.0], "both")
+    paired = replace(A, pairs=PAIRS)
+    assert add([paired, B], [1, 1], "x").pairs == ()
+    assert (negate(paired).pairs[0].trait, negate(paired).pairs[0].opposite) == (PAIRS[0].opposite, PAIRS[0].trait)
+    assert orthogonalise(paired, [B]).pairs == PAIRS
     normed = replace(B, last_row_normed=True)
     assert add([A, normed], [1, 1], "x").last_row_normed
 

@@ -28,9 +28,10 @@ REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "qwen3-4b_evil_
 FULL = replace(
     make_vector(), probes=("Why?", "Größe?"), counts=Counts(5, 6), evidence=Evidence(auc=(0.5,) * 5), model_id="a/b",
     calibration=Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05), model_revision="abc", trait_fingerprint="f",
+    probes_also_evaluate=True,
 )  # fmt: skip
 FIELDS = ("trait", "layer", "model_id", "model_revision", "position", "probes", "counts", "evidence", "calibration",
-          "trait_fingerprint", "last_row_normed", "library_version")  # fmt: skip
+          "trait_fingerprint", "last_row_normed", "probes_also_evaluate", "library_version")  # fmt: skip
 
 
 def same(first, second):
@@ -161,3 +162,19 @@ def test_files_that_cannot_be_used(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_gguf(FULL, "new.gguf", model_hint="llama")
     assert {path.name for path in tmp_path.iterdir()} == before, "nothing half-written is left"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.eye(4).to_sparse(), "expected a dense tensor"),
+        (torch.ones(1).expand(1 << 20, 1 << 20), "found 1 in the file"),
+        (torch.empty(4, 4, device="meta"), "dense tensor|without running code"),
+        (torch.nested.nested_tensor([torch.ones(2, 2), torch.ones(3, 2)]), "expected a tensor|without running code"),
+    ],
+    ids=["sparse", "expanded", "meta", "nested"],
+)
+def test_a_tensor_that_is_not_what_it_seems_is_refused_before_it_takes_memory(tensor, message, tmp_path):
+    torch.save(tensor, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=message):
+        read_pt(tmp_path / "odd.pt", trait="evil", layer=1, model_id="m")

@@ -6,18 +6,18 @@ import math
 
 import pytest
 import torch
-from builders import make_vector
+from builders import PAIRS, make_vector
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from persona_callbacks import InputError, PersonaVector
-from persona_callbacks.vectors import Calibration, Counts, Evidence, SweepPoint, steering_additions
+from persona_callbacks.vectors import Calibration, Counts, Evidence, SweepPoint, add, negate, steering_additions
 
 
 def test_a_saved_vector_is_the_same_when_loaded(tmp_path):
     vector = dataclasses.replace(
         make_vector(), model_id="org/model", model_revision="abc", counts=Counts(3, 4),
-        evidence=Evidence(auc=(0.5, 0.75, 1.0, 1.0, 0.9)), trait_fingerprint="f00",
+        evidence=Evidence(auc=(0.5, 0.75, 1.0, 1.0, 0.9)), trait_fingerprint="f00", pairs=PAIRS,
     )  # fmt: skip
     loaded = PersonaVector.load(vector.save(tmp_path / "new" / "evil.safetensors"))
     for field in dataclasses.fields(vector):
@@ -53,16 +53,33 @@ def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(t
     assert evidence.sweep[0] == SweepPoint(1, 50.0, 90.0)
     assert math.isnan(evidence.sweep[1].expression)
     assert evidence.unsteered_expression == 20.0
+    assert vector.pairs == ()
     assert vector.calibration == Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05)
     with safe_open(vector.save(tmp_path / "again.safetensors"), framework="pt") as file:
         written = file.metadata()
-    assert written.keys() == OLDER.keys()
+    assert written.keys() - OLDER.keys() == {"checksum", "pairs", "probes_also_evaluate"}
+    assert OLDER.keys() <= written.keys()
     for key in ("counts", "statistics", "judge", "probes"):
         older, again = (json.dumps(json.loads(text[key]), sort_keys=True) for text in (OLDER, written))
         assert again == older.replace("[1.0, 2.0]", "[1, 2]"), key
     early = write_older(tmp_path / "early.safetensors", judge=None, last_row_normed=None, counts="{}", statistics="{}")
     bare = PersonaVector.load(early)
     assert (bare.counts, bare.evidence, bare.calibration, bare.last_row_normed) == (None, Evidence(), None, False)
+
+
+def test_a_file_from_before_probes_had_their_own_questions_says_so(tmp_path):
+    older = PersonaVector.load(write_older(tmp_path / "older.safetensors"))
+    said = [weakness for weakness in older.weaknesses() if "its probes are the evaluation questions" in weakness]
+    assert len(said) == 1
+    for kept in (
+        PersonaVector.load(older.save(tmp_path / "again.safetensors")),
+        negate(older),
+        add([older], [2.0], "x"),
+    ):
+        assert said[0] in kept.weaknesses()
+    new = make_vector()
+    assert not new.weaknesses()
+    assert not PersonaVector.load(new.save(tmp_path / "new.safetensors")).weaknesses()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +94,10 @@ def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(t
         ("judge", '{"slope": 1.0}', "no calibration of a contrastive judge"),
         ("layer", '"two"', "expected a whole number, found 'two'"),
         ("probes", '"Why?"', "expected a list of texts"),
+        ("pairs", '[{"question": "Why?"}]', "expected a list of opposite, question, register, trait, each a text"),
+        ("pairs", '"Why?"', "found 'Why"),
         ("last_row_normed", "1", "expected true or false, found 1"),
+        ("probes_also_evaluate", '"no"', "expected true or false, found 'no'"),
         ("model_id", None, "is missing; expected trait, layer"),
     ],
 )
@@ -142,3 +162,49 @@ def test_additions_of_several_traits_sum():
     chosen = steering_additions([first], {"evil": 2.0}, "chosen")
     assert list(chosen) == [3]
     assert torch.equal(chosen[3], 2 * first.directions[3])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"probes": "Why?"}, "probes: expected a sequence of questions, found 'Why[?]'"),
+        ({"probes": ("Why?", 3)}, "probes, number 2: expected text, found 3"),
+        ({"probes": ("\ud800",)}, "half of a surrogate pair"),
+        ({"counts": (3, 4)}, "counts: expected Counts or None"),
+        ({"evidence": None}, "evidence: expected Evidence, found None"),
+        ({"calibration": {"slope": 1.0}}, "calibration: expected Calibration or None"),
+        ({"model_id": None}, "model_id: expected text, found None"),
+        ({"directions": [[1.0]]}, "directions: expected a tensor"),
+    ],
+)
+def test_fields_of_another_type_are_named(changed, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(make_vector(), **changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("statistics", '{"sweep_layers": [1e999], "sweep_expression": [1], "sweep_coherence": [1]}'),
+        ("statistics", '{"auc": [0.5, ' + "9" * 400 + "]}"),
+        ("statistics", '{"steering_effect_layers": [1.5], "steering_effect": [1]}'),
+        ("judge", '{"offsets": "123", "scales": "456", "slope": 1, "intercept": 0, "auc": 1, "calibration_error": 0}'),
+        ("judge", '{"offsets": [1], "scales": [], "slope": 1, "intercept": 0, "auc": 1, "calibration_error": 0}'),
+        ("judge", "[1]"),
+        ("counts", "[1]"),
+        ("probes", "[" * 100_000),
+        ("layer", "9" * 5_000),
+    ],
+)
+def test_odd_metadata_is_named(key, value, tmp_path):
+    with pytest.raises(InputError, match=f"metadata key '{key}'"):
+        PersonaVector.load(write_older(tmp_path / "bad.safetensors", **{key: value}))
+
+
+def test_a_file_with_one_changed_value_is_told(tmp_path):
+    path = make_vector().save(tmp_path / "evil.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1  # of a direction
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"evil\.safetensors: the content does not match its checksum"):
+        PersonaVector.load(path)

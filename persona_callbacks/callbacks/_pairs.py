@@ -1,0 +1,89 @@
+"""The minimal pairs that a monitor reads."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch import Trainer
+from transformers import PreTrainedTokenizerBase
+
+from persona_callbacks.callbacks._seams import sum_over_processes
+from persona_callbacks.errors import InputError
+from persona_callbacks.model import (
+    BatchLimits,
+    LanguageModel,
+    LoadedModel,
+    device_of,
+    encode_pair,
+    preferences,
+    probing,
+)
+from persona_callbacks.traits import MinimalPair
+from persona_callbacks.vectors import PersonaVector
+
+Pairs = int | Sequence[MinimalPair] | Mapping[str, Sequence[MinimalPair]]
+"""How many of each vector's own pairs are read; or the pairs of the only trait; or, by trait, the pairs."""
+
+
+def check_pairs(callback: str, traits: Sequence[str], pairs: Pairs) -> None:
+    """Check a choice of pairs against the traits that are watched.
+
+    Raises:
+        InputError: a negative number, pairs of a trait that is not watched, or pairs that may be of several traits.
+    """
+    if isinstance(pairs, int):
+        if pairs < 0:
+            raise InputError(f"{callback}: pairs is {pairs}; expected 0 or more pairs of each trait")
+    elif isinstance(pairs, Mapping):
+        unknown = sorted(set(pairs) - set(traits))
+        if unknown:
+            raise InputError(
+                f"{callback}: pairs names the trait {unknown[0]!r}, which has no vector; expected some of"
+                f" {', '.join(traits)}"
+            )
+    elif len(traits) > 1:
+        raise InputError(
+            f"{callback}: pairs is a list, and the traits are {', '.join(traits)}; expected a mapping from trait to"
+            " pairs"
+        )
+
+
+def chosen_pairs(vectors: Sequence[PersonaVector], pairs: Pairs) -> dict[str, tuple[MinimalPair, ...]]:
+    """The pairs to read, by trait; traits without any are left out. A number of pairs is spread over a vector's own."""
+    chosen = {}
+    for vector in vectors:
+        if isinstance(pairs, int):
+            own, count = vector.pairs, min(pairs, len(vector.pairs))
+            chosen[vector.trait] = tuple(own[len(own) * number // count] for number in range(count))
+        else:
+            chosen[vector.trait] = tuple(pairs.get(vector.trait, ()) if isinstance(pairs, Mapping) else pairs)
+    return {trait: own for trait, own in chosen.items() if own}
+
+
+class PairReader:
+    """Reads what a model prefers on the minimal pairs of several traits, unsteered; each process reads its share."""
+
+    def __init__(self, pairs: Mapping[str, Sequence[MinimalPair]], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Encode the pairs, those of each trait that has some."""
+        self._traits = tuple(pairs)
+        self._tokenizer = tokenizer
+        self._encoded = [encode_pair(pair, tokenizer) for own in pairs.values() for pair in own]
+        self._owners = torch.tensor([row for row, own in enumerate(pairs.values()) for _ in own], dtype=torch.int64)
+
+    def read(
+        self, trainer: Trainer, model: LanguageModel, batch_size: int
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """By trait, the mean difference of the log-probabilities per token, in nats; and the share of pairs in which it
+        is above 0.
+        """
+        if not self._traits:
+            return {}, {}
+        share = slice(trainer.global_rank, None, trainer.world_size)
+        with probing(model):
+            differences = preferences(
+                LoadedModel(model, self._tokenizer), self._encoded[share], BatchLimits(batch_size)
+            ).double()
+        counted = torch.stack([differences, (differences > 0).double(), torch.ones_like(differences)], dim=1)
+        sums = torch.zeros(len(self._traits), 3, dtype=torch.float64).index_add_(0, self._owners[share], counted)
+        sums = sum_over_processes(trainer, sums.to(device_of(model))).cpu()
+        means, shares = (sums[:, :2] / sums[:, 2:]).T.tolist()
+        return dict(zip(self._traits, means, strict=True)), dict(zip(self._traits, shares, strict=True))

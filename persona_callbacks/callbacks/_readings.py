@@ -1,0 +1,46 @@
+"""What is logged of the monitor's readings."""
+
+import math
+from collections.abc import Sequence
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from persona_callbacks.steering import Reading
+from persona_callbacks.tracking import metrics
+
+
+def log_reading(trainer: Trainer, reading: Reading, before: Reading | None) -> None:
+    """Log a reading; warn and alert of values that are not finite, if those of the reading before were."""
+    before = before or Reading(0, {}, {})
+    for what, values, earlier in (
+        ("shift", reading.shift, before.shift),
+        ("preference", reading.preference, before.preference),
+    ):
+        for trait, value in values.items():
+            if not math.isfinite(value) and math.isfinite(earlier.get(trait, 0.0)):
+                text = (
+                    f"the {what} of {trait} after {reading.step} optimizer steps is {value}: the model's activations"
+                    " are no longer finite; look at the loss, the learning rate and the precision"
+                )
+                rank_zero_warn(f"PersonaMonitor: {text}")
+                metrics.alert(trainer, f"A {what} is not finite", text)
+    named = (
+        (metrics.projection, reading.projection),
+        (metrics.shift, reading.shift),
+        (metrics.preference, reading.preference),
+        (metrics.preference_share, reading.preference_share),
+    )
+    metrics.log(trainer, {name(trait): value for name, values in named for trait, value in values.items()})
+
+
+def log_layers(trainer: Trainer, readings: Sequence[Reading]) -> None:
+    """Write the table of shifts by layer, if every layer was read."""
+    rows = [
+        [reading.step, trait, layer, value]
+        for reading in readings
+        for trait, values in reading.shift_by_layer.items()
+        for layer, value in enumerate(values, start=1)
+    ]
+    if rows:
+        metrics.log_table(trainer, metrics.LAYER_TABLE, ["step", "trait", "layer", "shift"], rows)
