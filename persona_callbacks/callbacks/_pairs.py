@@ -17,7 +17,7 @@ from persona_callbacks.model import (
     preferences,
     probing,
 )
-from persona_callbacks.traits import MinimalPair
+from persona_callbacks.traits import MinimalPair, spread
 from persona_callbacks.vectors import PersonaVector
 
 Pairs = int | Sequence[MinimalPair] | Mapping[str, Sequence[MinimalPair]]
@@ -52,8 +52,7 @@ def chosen_pairs(vectors: Sequence[PersonaVector], pairs: Pairs) -> dict[str, tu
     chosen = {}
     for vector in vectors:
         if isinstance(pairs, int):
-            own, count = vector.pairs, min(pairs, len(vector.pairs))
-            chosen[vector.trait] = tuple(own[len(own) * number // count] for number in range(count))
+            chosen[vector.trait] = spread(vector.pairs, pairs)
         else:
             chosen[vector.trait] = tuple(pairs.get(vector.trait, ()) if isinstance(pairs, Mapping) else pairs)
     return {trait: own for trait, own in chosen.items() if own}

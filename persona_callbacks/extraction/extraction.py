@@ -37,7 +37,7 @@ from persona_callbacks.model import (
     weights_fingerprint,
 )
 from persona_callbacks.progress import progress_bar
-from persona_callbacks.traits import Trait
+from persona_callbacks.traits import Trait, spread
 from persona_callbacks.vectors import POSITIONS, Evidence, PersonaVector, Position, SweepPoint
 
 _METHOD = 5
@@ -45,6 +45,9 @@ _METHOD = 5
 
 _READ_TOGETHER = 1000
 """Responses that are tokenised at a time."""
+
+_MOST_PAIRS = 24
+"""Minimal pairs that a vector holds: reading them costs about as much as a training step."""
 
 _EFFECT_RESPONSES = 12
 """Responses of each kind on which the steering effect of a layer is measured."""
@@ -130,7 +133,7 @@ def extract(
     result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
     if result.is_dir():
         job.console.print(f"Persona vector of {trait.name}: cached, {result}")
-        return load_extraction(result, settings)
+        return _with_pairs(load_extraction(result, settings), trait)
 
     responses = generate_responses(job, generator, folder / f"{trait.name}-{made}.responses.jsonl")
     judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
@@ -147,7 +150,14 @@ def extract(
             replace(vector, layer=layer).save(scratch / f"{position}.safetensors")
         append_lines(scratch / "responses.jsonl", list(judged.rows()))
         append_lines(scratch / "sweep.jsonl", [asdict(steered) for steered in sweep])
-    return load_extraction(result, settings)
+    return _with_pairs(load_extraction(result, settings), trait)
+
+
+def _with_pairs(extraction: Extraction, trait: Trait) -> Extraction:
+    """With the minimal pairs that the trait has now, since they measure a vector and do not change its directions."""
+    pairs = spread(trait.probe_pairs, _MOST_PAIRS)
+    vectors = {position: replace(vector, pairs=pairs) for position, vector in extraction.vectors.items()}
+    return replace(extraction, vectors=vectors)
 
 
 def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:

@@ -34,19 +34,27 @@ def _runs_table(results: Sequence[RunResult]) -> Table:
     traits = list(first.final_shift)
     for trait in traits:
         table.add_column(f"{trait} shift", justify="right")
+        if trait in first.final_preference:
+            table.add_column(f"{trait} preference", justify="right")
         if first.expression(trait, at="end"):
             table.add_column(f"{trait} expression (95 %)", justify="right")
     table.add_column("coefficient", justify="right")
     table.add_column("time", justify="right")
     base = [_expression_cells(first.expression(trait, at="start")) for trait in traits]
     if any(base):
-        table.add_row("base model", "–", *(cell for cells in base for cell in ("0", *cells)), "–", "–")
+        zeros = [["0"] * (1 + (trait in first.final_preference)) for trait in traits]
+        cells = [cell for parts in zip(zeros, base, strict=True) for part in parts for cell in part]
+        table.add_row("base model", "–", *cells, "–", "–")
     for result in results:
         cells = []
         for trait in traits:
             shift, reference = result.final_shift[trait], first.final_shift[trait]
             share = f" ({shift / reference:.0%})" if result is not first and reference else ""
-            cells += [f"{shift:+.1f}{share}", *_expression_cells(result.expression(trait, at="end"))]
+            cells.append(f"{shift:+.1f}{share}")
+            if trait in first.final_preference:
+                preference = result.final_preference.get(trait)
+                cells.append("–" if preference is None else f"{preference:+.2f}")
+            cells += _expression_cells(result.expression(trait, at="end"))
         coefficients = ", ".join(f"{trait} {value:g}" for trait, value in result.coefficients.items())
         table.add_row(result.name, f"{result.loss:.3f}", *cells, coefficients or "–", f"{result.seconds:.0f} s")
     return table

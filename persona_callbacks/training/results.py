@@ -58,6 +58,11 @@ class RunResult:
         return evaluated[0 if at == "start" else -1] if evaluated else None
 
     @property
+    def final_preference(self) -> Mapping[str, float]:
+        """Preference of each trait that has minimal pairs at the end of training, in nats per token."""
+        return self.readings[-1].preference
+
+    @property
     def final_shift(self) -> Mapping[str, float]:
         """Shift of each trait at the end of training, in activation units."""
         return self.readings[-1].shift

@@ -103,8 +103,9 @@ def _open_folder(folder: Path, configuration: Mapping[str, Any]) -> tuple[str, b
         if not finished and config == configuration:
             return study_id, True
         aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"
-        aside.mkdir(parents=True)
-        for entry in folder.iterdir():
+        aside.mkdir(parents=True, exist_ok=True)
+        # The state goes last: a process killed before leaves it here, and the next one sets the rest aside as well.
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry == state_file):
             if entry.name not in ("earlier", ".hydra", LOCK_FILE) and entry.suffix != ".log":
                 entry.rename(aside / entry.name)
     study_id = uuid.uuid4().hex[:8]

@@ -4,7 +4,7 @@ Imports `files`.
 """
 
 from persona_callbacks.traits.defining import check_free, check_request, define, entries_in, problems, write_trait
-from persona_callbacks.traits.pairs import REGISTERS, MinimalPair, halves
+from persona_callbacks.traits.pairs import REGISTERS, MinimalPair, halves, spread
 from persona_callbacks.traits.trait import USES, InstructionPair, Trait
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "entries_in",
     "halves",
     "problems",
+    "spread",
     "write_trait",
 ]

@@ -53,6 +53,18 @@ def halves(pairs: Sequence[MinimalPair]) -> tuple[tuple[MinimalPair, ...], tuple
     return tuple(parts[0]), tuple(parts[1])
 
 
+def spread(pairs: Sequence[MinimalPair], most: int) -> tuple[MinimalPair, ...]:
+    """At most so many of the pairs, evenly from first to last, since a file may have one register after the other.
+
+    Example:
+        >>> pairs = [MinimalPair(str(number), "yes", "no", "flat") for number in range(5)]
+        >>> [pair.question for pair in spread(pairs, 2)]
+        ['0', '2']
+    """
+    count = min(most, len(pairs))
+    return tuple(pairs[len(pairs) * number // count] for number in range(count))
+
+
 def pairs_in(content: Any, where: str) -> tuple[MinimalPair, ...]:
     """The minimal pairs under ``pairs`` of a trait file; ``where`` is named in errors.
 

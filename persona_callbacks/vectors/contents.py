@@ -9,6 +9,7 @@ from torch import Tensor
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import check_name, check_text
+from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors.calibration import Calibration
 from persona_callbacks.vectors.evidence import Counts, Evidence
 
@@ -34,6 +35,8 @@ def check_contents(vector: Any) -> None:
         raise InputError(f"{where}: probes: expected a sequence of questions, found {vector.probes!r}"[:300])
     for number, probe in enumerate(vector.probes, start=1):
         check_text(probe, f"{where}: probes, number {number}")
+    if not isinstance(vector.pairs, tuple | list) or not all(isinstance(pair, MinimalPair) for pair in vector.pairs):
+        raise InputError(f"{where}: pairs: expected a sequence of MinimalPair, found {vector.pairs!r}"[:300])
     for name, kind, empty in (
         ("counts", Counts, None), ("evidence", Evidence, ...), ("calibration", Calibration, None),
     ):  # fmt: skip

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from builders import QUESTIONS, TEMPLATE, make_vector, tiny_model
+from builders import PAIRS, QUESTIONS, TEMPLATE, make_vector, tiny_model
 from transformers import BertConfig, BertModel
 
 from persona_callbacks import InputError, PersonaMonitor, Trait
@@ -152,6 +152,12 @@ def test_second_time_is_from_the_cache_and_key_follows_what_matters(loaded, toke
     monkeypatch.setattr(extraction_module, "generate_responses", lambda *_: pytest.fail("extracted again"))
     again = persona_vector(loaded, TRAIT, UNJUDGED)
     assert torch.equal(first.directions, again.directions)
+    paired = replace(TRAIT, pairs=tuple(replace(PAIRS[0], question=str(number)) for number in range(60)))
+    from_cache = persona_vector(loaded, paired, UNJUDGED)
+    assert len(paired.probe_pairs) == 30
+    assert len(from_cache.pairs) == 24
+    assert set(from_cache.pairs) < set(paired.probe_pairs)
+    assert torch.equal(first.directions, from_cache.directions)
     other_model = LoadedModel(tiny_model("qwen3", seed=1).eval(), tokenizer, "test/tiny")
     assert weights_fingerprint(other_model.model) != weights_fingerprint(loaded.model)
     for changed in ((other_model, TRAIT, UNJUDGED), (loaded, TRAIT, JUDGED)):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,32 @@ def test_interrupted_study_is_resumed_and_a_finished_one_set_aside(settings, tmp
     run_study(replace(settings, steering=Steering()), out)
     (aside,) = (out / "earlier").iterdir()
     assert RunResult.load(aside / "steered" / "result.json").answers == results[1].answers
+
+
+def test_a_study_killed_while_it_sets_another_aside_takes_no_result_of_it(settings, tmp_path, monkeypatch):
+    """Killed before each of the moves; what was finished is in one folder afterwards, and the new study is its own."""
+    other = replace(settings, learning_rate=1e-2, configuration={"learning_rate": 1e-2})
+    run_study(settings, tmp_path / "finished")
+    expected = [replace(result, seconds=0) for result in run_study(other, tmp_path / "expected")]
+    kept = {path.name for path in (tmp_path / "finished").iterdir()} - {".lock"}
+    rename = Path.rename
+    for number in range(len(kept)):
+        out = shutil.copytree(tmp_path / "finished", tmp_path / f"killed-{number}")
+        moved = []
+
+        def killed(path, target, moved=moved, number=number):
+            if len(moved) == number:
+                raise KeyboardInterrupt
+            moved.append(path)
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(other, out)
+        monkeypatch.setattr(Path, "rename", rename)
+        assert [replace(result, seconds=0) for result in run_study(other, out)] == expected
+        (aside,) = (out / "earlier").iterdir()
+        assert {path.name for path in aside.iterdir()} == kept
 
 
 @pytest.mark.parametrize(

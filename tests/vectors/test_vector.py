@@ -167,6 +167,7 @@ def test_additions_of_several_traits_sum():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"pairs": "Why?"}, "pairs: expected a sequence of MinimalPair, found 'Why[?]'"),
         ({"probes": "Why?"}, "probes: expected a sequence of questions, found 'Why[?]'"),
         ({"probes": ("Why?", 3)}, "probes, number 2: expected text, found 3"),
         ({"probes": ("\ud800",)}, "half of a surrogate pair"),

@@ -1,0 +1,141 @@
+"""Kills the commands at random moments, runs them again until they end, and compares the end with an unkilled run's.
+
+    python tests/faults/kills.py OUT.csv --attempts 30
+
+Each attempt is a row of OUT.csv, and its number says all of its chances: the script continues where it was stopped.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.harness import (
+    CHECKPOINT,
+    COMMANDS,
+    Aim,
+    end_of,
+    finish,
+    left_over,
+    make_folder,
+    output,
+    start,
+    write_inputs,
+)
+
+COLUMNS = ("command", "attempt", "results_on", "kills", "strikes", "code", "equal", "different", "left_over")
+MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Unkilled:
+    """A run that nothing disturbed: what it left, the changes of the file system that it made, and its seconds."""
+
+    end: Mapping[str, str]
+    changes: int
+    checkpoint_changes: int
+    seconds: float
+
+
+def unkilled(command: str, inputs: Path, folder: Path) -> Unkilled:
+    """Run twice, and keep the second: the first has to read the libraries from disk."""
+    ends = []
+    for number in (1, 2):
+        made = make_folder(inputs, folder / f"{command}-{number}")
+        started = time.monotonic()
+        code = finish(start(command, made))
+        seconds = time.monotonic() - started
+        if code:
+            raise RuntimeError(f"persona-{command} ended with {code} undisturbed:\n{output(made)[-3000:]}")
+        ends.append(end_of(made))
+        changes = json.loads((made / "changes.json").read_text(encoding="utf-8"))
+        shutil.rmtree(made)
+    if ends[0] != ends[1]:
+        raise RuntimeError(f"persona-{command}: two undisturbed runs differ in {different(*ends)}")
+    return Unkilled(ends[0], len(changes), sum(CHECKPOINT in change for change in changes), seconds)
+
+
+def different(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The files that two ends do not have alike."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+def attempt(command: str, number: int, inputs: Path, reference: Unkilled) -> dict[str, object]:
+    """One to four kills in a row, then a run to the end. Returns a row of the table."""
+    chance = random.Random(f"{command}-{number}")
+    in_memory = MEMORY.is_dir() and number % 2 == 0
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if in_memory else None) as mine,
+        tempfile.TemporaryDirectory(dir=None if in_memory or not MEMORY.is_dir() else MEMORY) as others,
+    ):
+        folder, temporary = make_folder(inputs, Path(mine, "run")), Path(others)
+        another = os.stat(folder).st_dev != os.stat(temporary).st_dev  # noqa: PTH116
+        strikes = []
+        for _ in range(chance.randint(1, 4)):
+            kind = chance.choice(["moment", "change", "checkpoint"] if command == "train" else ["moment", "change"])
+            if kind == "moment":
+                seconds = chance.uniform(0, reference.seconds)
+                process = start(command, folder, temporary=temporary)
+                process.join(seconds)
+                process.kill()
+                at = f"{seconds:.2f}s"
+            else:
+                most = reference.checkpoint_changes if kind == "checkpoint" else reference.changes
+                part = CHECKPOINT if kind == "checkpoint" else ""
+                aim = Aim(chance.randint(1, most), part, chance.choice([0.0, chance.uniform(0, 0.004)]))
+                process = start(command, folder, aim=aim, temporary=temporary)
+                at = f"{aim.number}+{aim.delay * 1000:.1f}ms"
+            code = finish(process)
+            if code != -signal.SIGKILL:
+                break  # it ended first
+            strikes.append(f"{kind}:{at}")
+        if code == -signal.SIGKILL:
+            code = finish(start(command, folder, temporary=temporary))
+        unequal = different(end_of(folder), reference.end)
+        if code or unequal:
+            print(f"{command} {number}: code {code}, unequal {unequal}\n{output(folder)[-3000:]}", file=sys.stderr)
+        return {
+            "command": command, "attempt": number,
+            "results_on": f"{'memory' if in_memory else 'disk'}, temporary folder {'elsewhere' if another else 'too'}",
+            "kills": len(strikes), "strikes": " ".join(strikes), "code": code, "equal": not unequal,
+            "different": " ".join(unequal), "left_over": len(left_over(folder)),
+        }  # fmt: skip
+
+
+def main() -> None:
+    """Make the attempts that the table does not have yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--attempts", type=int, default=30, help="for each command")
+    parser.add_argument("--commands", nargs="+", default=[*COMMANDS], choices=[*COMMANDS])
+    chosen = parser.parse_args()
+    rows = []
+    if chosen.out.is_file():
+        with chosen.out.open(encoding="utf-8", newline="") as table:
+            rows = list(csv.DictReader(table))
+    done = {(row["command"], int(row["attempt"])) for row in rows}
+    todo = [(c, n) for n in range(chosen.attempts) for c in chosen.commands if (c, n) not in done]
+    with tempfile.TemporaryDirectory() as scratch, chosen.out.open("a", encoding="utf-8", newline="") as table:
+        writer = csv.DictWriter(table, COLUMNS)
+        if not rows:
+            writer.writeheader()
+        inputs = write_inputs(Path(scratch) / "inputs")
+        references = {command: unkilled(command, inputs, Path(scratch)) for command in sorted({c for c, _ in todo})}
+        for command, number in todo:
+            writer.writerow(attempt(command, number, inputs, references[command]))
+            table.flush()
+
+
+if __name__ == "__main__":
+    main()
