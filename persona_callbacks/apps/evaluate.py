@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import chosen_judges, mistakes_in_one_line
+from persona_callbacks.apps.opening import Opening, open_app
+from persona_callbacks.apps.start import chosen_judges, ending_in_one_line
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation import (
     BASE_MODEL,
@@ -21,13 +21,15 @@ from persona_callbacks.evaluation import (
     check_harness,
     evaluate_adapters,
 )
-from persona_callbacks.model import check_adapter
+from persona_callbacks.files import check_writable, locked_folder
+from persona_callbacks.judging import Judge
+from persona_callbacks.model import LoadedModel, check_adapter
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("the same command goes on after the last model that was evaluated"):
         run(cfg)
 
 
@@ -48,9 +50,23 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
             "evaluation=contrastive: its judge is calibrated by extraction; expected extraction.judge_pairs above 0"
         )
     harness = _harness(cfg.lm_eval)
+    out = Path(cfg.out).absolute()
+    check_writable(out)
     loaded = opening.load()
     for adapter in cfg.adapters:
         check_adapter(loaded, adapter)
+    with locked_folder(out):  # vectors may be extracted first, which takes long
+        return _evaluate(cfg, opening, loaded, judges, harness, out)
+
+
+def _evaluate(
+    cfg: DictConfig,
+    opening: Opening,
+    loaded: LoadedModel,
+    judges: Mapping[str, Judge],
+    harness: HarnessSettings,
+    out: Path,
+) -> dict[str, EvaluatedModel]:
     settings = EvaluationSettings(
         traits=opening.traits,
         vectors=tuple(opening.all_vectors(loaded)),
@@ -60,7 +76,6 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
         capability=cfg.capability,
         harness=harness,
     )
-    out = Path(cfg.out).absolute()
     evaluated = evaluate_adapters(loaded, opening.source, list(cfg.adapters), settings, out, opening.console)
     opening.console.print(_table(evaluated, loaded.id))
     opening.console.print(f"Answers and scores: {out}")
