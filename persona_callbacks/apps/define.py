@@ -10,15 +10,16 @@ from rich.panel import Panel
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import mistakes_in_one_line
+from persona_callbacks.apps.start import ending_in_one_line
+from persona_callbacks.files import check_writable
 from persona_callbacks.model import Endpoint
 from persona_callbacks.traits import Trait, check_free, check_request, define, write_trait
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="define")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("nothing is written; the same command starts again"):
         run(cfg)
 
 
@@ -32,6 +33,7 @@ def run(cfg: DictConfig) -> Trait:
     check_request(cfg.name, cfg.description)
     path = Path(cfg.out).absolute()
     check_free(path, overwrite=cfg.overwrite)
+    check_writable(path.parent)
     endpoint: Endpoint = instantiate(cfg.endpoint)
     with console.status(f"Asking {endpoint.model} for contrastive instructions and questions"):
         trait = define(endpoint.complete, cfg.name, cfg.description, cfg.rounds)

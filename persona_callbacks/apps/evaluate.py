@@ -11,7 +11,7 @@ from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import chosen_judges, mistakes_in_one_line
+from persona_callbacks.apps.start import chosen_judges, ending_in_one_line
 from persona_callbacks.chats import read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation import (
@@ -29,14 +29,15 @@ from persona_callbacks.evaluation import (
     system_prompt_wrappers,
     training_wrappers,
 )
+from persona_callbacks.files import check_writable, locked_folder
 from persona_callbacks.model import check_adapter
 from persona_callbacks.traits import Trait
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("the same command goes on after the last model that was evaluated"):
         run(cfg)
 
 
@@ -59,22 +60,24 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
     harness = _harness(cfg.lm_eval)
     choices = _forced_choices(cfg, [trait.name for trait in opening.traits])
     wrappers = _wrappers(cfg, opening.traits)
+    out = Path(cfg.out).absolute()
+    check_writable(out)
     loaded = opening.load()
     for adapter in cfg.adapters:
         check_adapter(loaded, adapter)
-    settings = EvaluationSettings(
-        traits=opening.traits,
-        vectors=tuple(opening.all_vectors(loaded)),
-        judges=judges,
-        questions=cfg.evaluation.callback.questions,
-        sampling=instantiate(cfg.evaluation.callback.sampling),
-        capability=cfg.capability,
-        harness=harness,
-        forced_choices=choices,
-        wrappers=wrappers,
-    )
-    out = Path(cfg.out).absolute()
-    evaluated = evaluate_adapters(loaded, opening.source, list(cfg.adapters), settings, out, opening.console)
+    with locked_folder(out):  # vectors may be extracted first, which takes long
+        settings = EvaluationSettings(
+            traits=opening.traits,
+            vectors=tuple(opening.all_vectors(loaded)),
+            judges=judges,
+            questions=cfg.evaluation.callback.questions,
+            sampling=instantiate(cfg.evaluation.callback.sampling),
+            capability=cfg.capability,
+            harness=harness,
+            forced_choices=choices,
+            wrappers=wrappers,
+        )
+        evaluated = evaluate_adapters(loaded, opening.source, list(cfg.adapters), settings, out, opening.console)
     opening.console.print(_table(evaluated, loaded.id))
     if choices:
         opening.console.print(_choices_table(evaluated))

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import mistakes_in_one_line
+from persona_callbacks.apps.opening import Opening, open_app
+from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import (
     Extraction,
@@ -28,7 +28,7 @@ from persona_callbacks.extraction import (
     layer_figure,
     steered_expression,
 )
-from persona_callbacks.files import append_lines, atomic_write, model_folder
+from persona_callbacks.files import append_lines, atomic_write, check_writable, locked_folder, model_folder
 from persona_callbacks.judging import ContrastiveJudge
 from persona_callbacks.model import Generator, LoadedModel
 from persona_callbacks.progress import progress_bar
@@ -40,8 +40,8 @@ _FORMATS = ("pt", "gguf")
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="extract")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("the same command goes on where it stopped"):
         run(cfg)
 
 
@@ -52,18 +52,26 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
         InputError: input that cannot be used; before any long work.
     """
     opening = open_app(cfg)
-    settings, traits, console = opening.extraction, opening.traits, opening.console
-    if not traits:
+    settings = opening.extraction
+    if not opening.traits:
         raise InputError("no trait to extract: choose some, trait=[evil]")
     unknown = [name for name in cfg.formats if name not in _FORMATS]
     if unknown:
         raise InputError(f"formats: unknown {unknown[0]!r}; expected some of {', '.join(_FORMATS)}")
     if cfg.curve.coefficients and not settings.judge_pairs:
         raise InputError("curve.coefficients: needs the judge; expected extraction.judge_pairs above 0")
+    folder = Path(cfg.out).absolute() / model_folder(opening.source.id)
+    check_writable(folder)
     loaded = opening.load()
     generator: Generator = instantiate(cfg.generation)(loaded)
-    folder = Path(cfg.out).absolute() / model_folder(loaded.id)
+    with locked_folder(folder):
+        return _extract_all(cfg, opening, loaded, generator, folder)
 
+
+def _extract_all(
+    cfg: DictConfig, opening: Opening, loaded: LoadedModel, generator: Generator, folder: Path
+) -> list[PersonaVector]:
+    settings, traits, console = opening.extraction, opening.traits, opening.console
     vectors = []
     for trait in traits:
         extraction = extract(loaded, trait, settings, console, generator)

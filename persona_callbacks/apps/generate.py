@@ -13,7 +13,7 @@ from transformers import TextStreamer
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import mistakes_in_one_line
+from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import (
@@ -30,8 +30,8 @@ _TOKENS = ("response", "all")
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="generate")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("the same command starts again; finished extractions are kept"):
         run(cfg)
 
 

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import chosen_traits, mistakes_in_one_line
+from persona_callbacks.apps.start import chosen_traits, ending_in_one_line
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import check_writable
 from persona_callbacks.labelling import (
     LabelFolder,
     LabelResults,
@@ -27,8 +28,8 @@ from persona_callbacks.traits import Trait
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="label")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("labels given so far are kept; the same command goes on from there"):
         run(cfg)
 
 
@@ -47,6 +48,7 @@ def run(cfg: DictConfig) -> LabelResults | None:
         raise InputError(f"trait: expected one trait to label, found {', '.join(t.name for t in traits) or 'none'}")
     [trait] = traits
     path = Path(cfg.out or f"labels/{trait.name}").absolute()
+    check_writable(path)
     if cfg.runs is not None:
         _collect(cfg, trait, path, console)
     folder = LabelFolder(path, cfg.seed)

@@ -7,15 +7,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import mistakes_in_one_line
+from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import check_writable
 from persona_callbacks.report import evaluation_folders, find_runs, label_folders, write_report
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="report")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("nothing is written; the same command starts again"):
         run(cfg)
 
 
@@ -27,12 +28,14 @@ def run(cfg: DictConfig) -> Path:
     """
     if OmegaConf.is_missing(cfg, "runs"):
         raise InputError("runs: expected a folder of runs, such as runs=outputs/quickstart")
+    out = Path(cfg.out).absolute()
+    check_writable(out.parent)
     screenings = [cfg.screenings] if isinstance(cfg.screenings, str) else list(cfg.screenings)
     folders = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
     runs, evaluations = find_runs(folders), evaluation_folders(folders)
     given = [cfg.labels] if isinstance(cfg.labels, str) else list(cfg.labels)
     labels = dict.fromkeys([*(Path(folder).absolute() for folder in given), *label_folders(folders)])
-    path = write_report(runs, Path(cfg.out).absolute(), cfg.title, cfg.loss, screenings, evaluations, list(labels))
+    path = write_report(runs, out, cfg.title, cfg.loss, screenings, evaluations, list(labels))
     console = Console()
     size = path.stat().st_size / 1e6
     console.print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size:.1f} MB: {path}", soft_wrap=True)

@@ -15,26 +15,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import mistakes_in_one_line, whole_configuration
+from persona_callbacks.apps.loggers import with_usable_loggers
+from persona_callbacks.apps.opening import Opening, open_app
+from persona_callbacks.apps.start import ending_in_one_line, whole_configuration
 from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import check_writable
 from persona_callbacks.screening import (
     Screening,
     ScreeningFolder,
     ScreeningSettings,
     Summary,
+    kept_to_this_run,
     load_lines,
     log_screening,
     screen,
 )
+from persona_callbacks.tracking import faults_as_warnings
 from persona_callbacks.vectors import PersonaVector, warn_if_weak
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="screen")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a one-line message."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("the same command goes on where it stopped"):
         run(cfg)
 
 
@@ -54,15 +58,22 @@ def run(cfg: DictConfig) -> Summary:
         load_lines(path)
     if not opening.trait_names:
         raise InputError("no trait to screen for: choose some, trait=[evil], or name vector files, vectors=[...]")
-    screening = Screening.plan(file, settings, folder)
+    check_writable(folder)
+    if is_first:
+        cfg = with_usable_loggers(cfg)
+    with kept_to_this_run(folder):
+        return _screen(cfg, opening, Screening.plan(file, settings, folder), is_first=is_first)
+
+
+def _screen(cfg: DictConfig, opening: Opening, screening: Screening, *, is_first: bool) -> Summary:
     loaded = opening.load()
-    settings.check_context(loaded)
+    screening.settings.check_context(loaded)
     vectors = opening.all_vectors(loaded)
     trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=[RichProgressBar(leave=True)], logger=False)
     warn_if_weak(vectors)
     summary = screen(loaded, screening, vectors, trainer, list(cfg.predictions))
     if is_first:
-        _print(summary, vectors, screening, console)
+        _print(summary, vectors, screening, opening.console)
         _log(cfg, summary, screening.folder)
     return summary
 
@@ -112,14 +123,15 @@ def _log(cfg: DictConfig, summary: Summary, folder: ScreeningFolder) -> None:
         "name": name, "group": "screening", "id": f"{name}-{datetime.now():%Y%m%d-%H%M%S}", "dir": str(folder.path),
         "csv": "csv",
     }  # fmt: skip
-    try:
-        loggers = [instantiate(logger) for logger in filled.logger.values()]
-        for logger in loggers:
-            logger.log_hyperparams(whole_configuration(cfg))
-        log_screening(loggers, folder, name)
-        for logger in loggers:
-            logger.finalize("success")
-    except BaseException:
-        wandb.finish(exit_code=1)
-        raise
-    wandb.finish()
+    with faults_as_warnings(f"logging the screening, which is complete in {folder.path},"):
+        try:
+            loggers = [instantiate(logger) for logger in filled.logger.values()]
+            for logger in loggers:
+                logger.log_hyperparams(whole_configuration(cfg))
+            log_screening(loggers, folder, name)
+            for logger in loggers:
+                logger.finalize("success")
+        except BaseException:
+            wandb.finish(exit_code=1)
+            raise
+        wandb.finish()

@@ -1,37 +1,101 @@
-"""What every app does first: quiet libraries, traits from the configuration, a device, mistakes told in one line."""
+"""What every app does first: quiet libraries, traits from the configuration, a device. An app that ends early
+ends here, with one line.
+"""
 
 import hashlib
 import json
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import cache_dir
+from persona_callbacks.files import cache_dir, check_writable
 from persona_callbacks.judging import CachedJudge, Judge
 from persona_callbacks.training import NonFiniteLossError
 from persona_callbacks.traits import Trait
 
 
+class _Terminated(SystemExit):
+    """What SIGTERM raises, so that hooks are removed and files are closed as after Ctrl-C."""
+
+
 @contextmanager
-def mistakes_in_one_line() -> Iterator[None]:
-    """Exit with the message of an error that is the user's to mend, without a traceback."""
+def ending_in_one_line(go_on: str) -> Iterator[None]:
+    """Exit with one line instead of a traceback where the user is to act: with 1 after an error that is theirs to mend,
+    with 130 after Ctrl-C and with 143 after SIGTERM.
+
+    Args:
+        go_on: what to do after an interruption.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         yield
-    except (InputError, MisconfigurationException, NonFiniteLossError) as error:
+    except BaseException as error:
+        # First, since what an interruption leaves half done may fail in ways of its own.
+        if (code := _interruption(error)) is not None:
+            print(f"{'interrupted' if code == 130 else 'terminated'}: {go_on}", file=sys.stderr)
+            sys.exit(code)
+        if isinstance(error, (InputError, MisconfigurationException, NonFiniteLossError)):
+            sys.exit(f"error: {error}")
+        if isinstance(error, InstantiationException):
+            sys.exit(f"error: {error.__cause__ or error}")
+        raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(signum: int, _frame: object) -> None:
+    raise _Terminated(128 + signum)
+
+
+def _interruption(error: BaseException) -> int | None:
+    """The exit code of the signal that an error comes from; ``None`` if it comes from none.
+
+    Lightning makes an ordinary exit of Ctrl-C.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, _Terminated):
+            return 128 + signal.SIGTERM
+        if isinstance(seen, KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+class WritableFolder(HydraCallback):
+    """Ends an app with one line, before anything else, if Hydra cannot write to the folder of the run."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the folder of a single run."""
+        _check_folder(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the folder of a sweep."""
+        _check_folder(config.hydra.sweep.dir)
+
+
+def _check_folder(folder: str) -> None:
+    try:
+        check_writable(Path(folder).absolute())
+    except InputError as error:
         sys.exit(f"error: {error}")
-    except InstantiationException as error:
-        sys.exit(f"error: {error.__cause__ or error}")
 
 
 def quiet_libraries() -> None:
@@ -69,7 +133,9 @@ def chosen_judges(judge: DictConfig | None, traits: Sequence[Trait]) -> dict[str
     if judge is None:
         return {}
     made: dict[str, Judge] = {trait.name: instantiate(judge)(trait=trait) for trait in traits}
-    return {name: CachedJudge(one, cache_dir() / "judgements" / f"{one.name}.jsonl") for name, one in made.items()}
+    folder = cache_dir() / "judgements"
+    check_writable(folder)
+    return {name: CachedJudge(one, folder / f"{one.name}.jsonl") for name, one in made.items()}
 
 
 def chosen_device(accelerator: str) -> torch.device:

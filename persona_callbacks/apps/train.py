@@ -12,15 +12,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.loggers import with_usable_loggers
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import chosen_judges, mistakes_in_one_line, whole_configuration
+from persona_callbacks.apps.start import chosen_judges, ending_in_one_line, whole_configuration
 from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Run the app; a user's mistake ends it with a message of one line."""
-    with mistakes_in_one_line():
+    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
+    with ending_in_one_line("the same command goes on from the last checkpoint"):
         train(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
@@ -31,6 +32,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         InputError: input that cannot be used; before any long work.
     """
     console = Console()
+    cfg = with_usable_loggers(cfg)
     results = run_study(study_settings(cfg), folder, console)
     if "wandb" in cfg.logger and cfg.logger.wandb.offline:
         console.print(f"Upload the runs with: wandb sync {folder}/*/wandb/offline-run-*")

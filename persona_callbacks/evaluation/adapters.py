@@ -23,6 +23,7 @@ from persona_callbacks.evaluation.forced_choice import ForcedChoice, choose
 from persona_callbacks.evaluation.harness import HarnessSettings, check_harness, harness_scores
 from persona_callbacks.evaluation.results import BASE_MODEL, EvaluatedModel, write_results
 from persona_callbacks.evaluation.wrappers import NO_WRAPPER, Wrapper
+from persona_callbacks.files import locked_folder
 from persona_callbacks.judging import ContrastiveJudge, Expression, Judge
 from persona_callbacks.model import (
     LoadedModel,
@@ -122,11 +123,23 @@ def evaluate_adapters(
         The evaluation of the base model, named :data:`BASE_MODEL`, and of each adapter, named by its folder.
 
     Raises:
-        InputError: an adapter that is missing or of another model, before any of them is evaluated.
+        InputError: an adapter that is missing or of another model, before any of them is evaluated; or another process
+            at work in the folder.
     """
     for adapter in adapters:
         check_adapter(base, adapter)
-    folder = Path(folder).absolute()
+    with locked_folder(Path(folder).absolute()):
+        return _evaluate_all(base, source, adapters, settings, Path(folder).absolute(), console)
+
+
+def _evaluate_all(
+    base: LoadedModel,
+    source: ModelSource,
+    adapters: Sequence[str],
+    settings: EvaluationSettings,
+    folder: Path,
+    console: Console | None,
+) -> dict[str, EvaluatedModel]:
     vectors = {vector.trait: vector for vector in settings.vectors}
     judges: dict[str, Judge] = {
         trait.name: settings.judges.get(trait.name) or ContrastiveJudge.of_vector(base, trait, vectors[trait.name])

@@ -25,7 +25,15 @@ from persona_callbacks.extraction.layer_choice import (
 )
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
 from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
-from persona_callbacks.files import append_lines, atomic_write, cache_dir, model_folder, recover_lines
+from persona_callbacks.files import (
+    append_lines,
+    atomic_write,
+    cache_dir,
+    locked_entry,
+    model_folder,
+    recover_lines,
+    remove_scratch,
+)
 from persona_callbacks.judging import ContrastiveJudge, Judge
 from persona_callbacks.model import (
     BatchLimits,
@@ -103,7 +111,8 @@ def extract(
 ) -> Extraction:
     """Extract a trait's persona vectors at all positions, or take them from the cache.
 
-    Responses and scores are stored as they are made, so that an interrupted extraction continues where it stopped.
+    Responses and scores are stored as they are made, so that an interrupted extraction continues where it stopped. If
+    another process is at the same extraction, it is waited for, and its vectors are taken from the cache.
 
     Args:
         loaded: the model.
@@ -135,9 +144,19 @@ def extract(
         job.console.print(f"Persona vector of {trait.name}: cached, {result}")
         return _with_pairs(load_extraction(result, settings), trait)
 
-    responses = generate_responses(job, generator, folder / f"{trait.name}-{made}.responses.jsonl")
-    judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
-    judged = judge_responses(job, responses, judge, judged_file)
+    # Extractions that differ in what follows the responses share these.
+    with locked_entry(folder / f"{trait.name}-{made}", lambda told: job.console.print(told, soft_wrap=True)):
+        if not result.is_dir():  # the process that this one waited for may have made it
+            responses = generate_responses(job, generator, folder / f"{trait.name}-{made}.responses.jsonl")
+            judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
+            _extract(job, judge_responses(job, responses, judge, judged_file), judge, revision, result)
+    return _with_pairs(load_extraction(result, settings), trait)
+
+
+def _extract(job: ExtractionJob, judged: Judged, judge: Judge | None, revision: str, result: Path) -> None:
+    """Make the vectors of all positions, choose their layer, and write them with their evidence."""
+    loaded, trait, settings = job.loaded, job.trait, job.settings
+    remove_scratch(result.parent, result.name)
     vectors = _vectors(job, judged, revision)
     if judge is None and judged.calibration is not None:
         judge = ContrastiveJudge(loaded, trait, judged.calibration, settings.judge_pairs)
@@ -150,7 +169,6 @@ def extract(
             replace(vector, layer=layer).save(scratch / f"{position}.safetensors")
         append_lines(scratch / "responses.jsonl", list(judged.rows()))
         append_lines(scratch / "sweep.jsonl", [asdict(steered) for steered in sweep])
-    return _with_pairs(load_extraction(result, settings), trait)
 
 
 def _with_pairs(extraction: Extraction, trait: Trait) -> Extraction:

@@ -8,12 +8,13 @@ from persona_callbacks.files.atomic import atomic_write, remove_scratch, write_j
 from persona_callbacks.files.cache import cache_dir
 from persona_callbacks.files.fingerprint import file_fingerprint
 from persona_callbacks.files.lines import append_lines, recover_lines
-from persona_callbacks.files.lock import LOCK_FILE, locked_folder
+from persona_callbacks.files.lock import HOLDER_FILE, LOCK_FILE, check_writable, locked_entry, locked_folder
 from persona_callbacks.files.names import check_name, check_text, model_folder
 from persona_callbacks.files.reading import parse_json, read_json, read_yaml, unexpected
 from persona_callbacks.files.settings import changed_settings, plain_settings, settings_fingerprint
 
 __all__ = [
+    "HOLDER_FILE",
     "LOCK_FILE",
     "append_lines",
     "atomic_write",
@@ -21,7 +22,9 @@ __all__ = [
     "changed_settings",
     "check_name",
     "check_text",
+    "check_writable",
     "file_fingerprint",
+    "locked_entry",
     "locked_folder",
     "model_folder",
     "parse_json",

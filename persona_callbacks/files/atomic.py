@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 _SCRATCH = ".partial"
@@ -45,11 +46,16 @@ def write_json(path: Path, content: object) -> None:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def remove_scratch(folder: Path) -> None:
+def remove_scratch(folder: Path, name: str | None = None) -> None:
     """Remove what processes that were killed inside :func:`atomic_write` left at or below a folder.
 
     Call it only while no other process writes there.
+
+    Args:
+        folder: the folder.
+        name: of the one file or folder in it, not below it, whose remains are removed; by default those of all.
     """
-    for scratch in folder.rglob(f".*{_SCRATCH}"):
+    found = folder.rglob(f".*{_SCRATCH}") if name is None else folder.glob(f".{escape(name)}.*{_SCRATCH}")
+    for scratch in found:
         if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write, cache_dir, file_fingerprint, model_folder, write_json
+from persona_callbacks.files import atomic_write, cache_dir, file_fingerprint, locked_entry, model_folder, write_json
 
 
 def packaged_gguf(gguf: str) -> Path:
@@ -56,7 +56,14 @@ def converted_gguf(file: Path, model_id: str, origin: str, console: Console) -> 
         return folder
     if find_spec("gguf") is None:
         raise InputError(f"{file}: reading it takes the package gguf: pip install persona-callbacks[gguf]")
-    console.print(f"Converting {file.name} to safetensors (once) ...", markup=False)
+    with locked_entry(folder, lambda told: console.print(told, markup=False, soft_wrap=True)):
+        if not folder.is_dir():  # the process that this one waited for may have made it
+            console.print(f"Converting {file.name} to safetensors (once) ...", markup=False)
+            _convert(file, folder, {"gguf": origin, "sha256": digest, "id": model_id})
+    return folder
+
+
+def _convert(file: Path, folder: Path, about: dict[str, str]) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -65,12 +72,11 @@ def converted_gguf(file: Path, model_id: str, origin: str, console: Console) -> 
     with atomic_write(folder) as scratch:
         _unquantized(quantized).save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        write_json(scratch / "origin.json", {"gguf": origin, "sha256": digest, "id": model_id})
+        write_json(scratch / "origin.json", about)
         reloaded = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.float32).state_dict()
         different = [key for key, value in quantized.state_dict().items() if not torch.equal(value, reloaded[key])]
         if different:
             raise RuntimeError(f"{file}: converted weights differ in {different[0]} and {len(different) - 1} more")
-    return folder
 
 
 def _unquantized(quantized: PreTrainedModel) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from persona_callbacks.screening.prediction import (
     save_lines,
     shipped_lines,
 )
-from persona_callbacks.screening.run import screen
+from persona_callbacks.screening.run import kept_to_this_run, screen
 from persona_callbacks.screening.selection import ScreenedData, Use, reweighted, screened_data
 from persona_callbacks.screening.settings import Method, ScreeningSettings
 from persona_callbacks.screening.shards import Part, Shard, score_shard, unscored_shards
@@ -44,6 +44,7 @@ __all__ = [
     "find_lines",
     "fit_line",
     "is_flagged",
+    "kept_to_this_run",
     "load_lines",
     "log_screening",
     "merge",

@@ -1,10 +1,13 @@
 """The plan of a screening: made before any model is loaded, from one reading of the rows and one hash of the file."""
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from persona_callbacks.chats import BENIGN, ChatFile, open_chat_file
 from persona_callbacks.errors import InputError
@@ -101,7 +104,10 @@ class Screening:
                     rejected += 1
                     yield row.line, row.problem
 
-        self.folder.write_rejects(rejects())
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self.folder.write_rejects(rejects())
+        else:  # the first process writes the file for all
+            deque(rejects(), maxlen=0)
         self.check_share(seen, rejected)
 
 

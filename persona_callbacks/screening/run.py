@@ -1,15 +1,18 @@
 """Screening a file of chats before training (Chen et al. 2025, section 6), in one process or in many."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import locked_folder
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.screening.merging import merge, write_rejects
 from persona_callbacks.screening.plan import Screening
@@ -40,9 +43,31 @@ def screen(
         predictions: files of :func:`~persona_callbacks.screening.save_lines`, which come before those that ship.
 
     Raises:
-        InputError: no usable row, too many rejects, a model that does not take the longest chats, or a folder that
-            holds another screening.
+        InputError: no usable row, too many rejects, a model that does not take the longest chats, a folder that holds
+            another screening, or another process's screening at work there.
     """
+    with kept_to_this_run(screening.folder.path):
+        return _screen(loaded, screening, vectors, trainer, predictions)
+
+
+@contextmanager
+def kept_to_this_run(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock inside the block; of several processes of one screening, the first holds it for all.
+
+    Raises:
+        InputError: another screening is at work in the folder, or it cannot be written to.
+    """
+    with locked_folder(folder) if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        yield
+
+
+def _screen(
+    loaded: LoadedModel,
+    screening: Screening,
+    vectors: Sequence[PersonaVector],
+    trainer: Trainer | None,
+    predictions: Sequence[str | Path],
+) -> Summary:
     vectors = check_vectors(vectors)
     screening.settings.check_context(loaded)
     lines = find_lines(vectors, screening.settings.method, predictions)

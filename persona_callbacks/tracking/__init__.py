@@ -1,8 +1,9 @@
-"""Metrics: their names, and the only functions that write them to loggers.
+"""Metrics: their names, and the only functions that write them to loggers; and loggers that fail.
 
 Imports nothing else from the library.
 """
 
+from persona_callbacks.tracking.faults import check_wandb, faults_as_warnings, never_failing
 from persona_callbacks.tracking.metrics import (
     alert,
     batch_projection,
@@ -27,10 +28,13 @@ from persona_callbacks.tracking.metrics import (
 __all__ = [
     "alert",
     "batch_projection",
+    "check_wandb",
     "coefficient",
     "expression",
+    "faults_as_warnings",
     "log",
     "log_table",
+    "never_failing",
     "preference",
     "preference_share",
     "projection",

@@ -11,6 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from persona_callbacks.tracking.faults import faults_as_warnings
+
 TRAIN_LOSS = "train/loss"
 
 EPOCH_LOSS = "train/epoch_loss"
@@ -116,15 +118,19 @@ def alert(trainer: Trainer, title: str, text: str) -> None:
     """Send an alert through every logger that can send alerts, such as W&B's."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:
-            send = getattr(getattr(logger, "experiment", None), "alert", None)
-            if send is not None:
-                send(title=title, text=text)
+            with faults_as_warnings(f"alerting through {type(logger).__name__}"):
+                send = getattr(getattr(logger, "experiment", None), "alert", None)
+                if send is not None:
+                    send(title=title, text=text)
 
 
 def write(loggers: Sequence[Logger], values: Mapping[str, float], step: int = 0) -> None:
-    """Write values to loggers outside of a fit, where there is no trainer."""
+    """Write values to loggers outside of a fit, where there is no trainer. A logger that cannot write them causes a
+    warning.
+    """
     for logger in loggers:
-        logger.log_metrics(dict(values), step=step)
+        with faults_as_warnings(f"logging to {type(logger).__name__}"):
+            logger.log_metrics(dict(values), step=step)
 
 
 def write_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -156,9 +162,10 @@ def write_files(
         about: the metadata of this version.
     """
     for logger in loggers:
-        upload = getattr(getattr(logger, "experiment", None), "log_artifact", None)
-        if upload is not None:
-            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind, metadata=dict(about))
-            for file in files:
-                artifact.add_file(str(file))
-            upload(artifact)
+        with faults_as_warnings(f"uploading files through {type(logger).__name__}"):
+            upload = getattr(getattr(logger, "experiment", None), "log_artifact", None)
+            if upload is not None:
+                artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind, metadata=dict(about))
+                for file in files:
+                    artifact.add_file(str(file))
+                upload(artifact)

@@ -1,8 +1,7 @@
 """One fine-tuning of a study: from the base model, or from a checkpoint, to an adapter and a result."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import nn
 from typing_extensions import override
 
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, write_json
 from persona_callbacks.model import LoadedModel, Sampling, generate, load_model
-from persona_callbacks.tracking import metrics
+from persona_callbacks.tracking import faults_as_warnings, metrics, never_failing
 from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
@@ -103,13 +103,13 @@ def fine_tune(study: Study, name: str) -> RunResult:
         if callbacks.evaluation is not None:
             write_json(folder / "judged.json", [asdict(row) for row in callbacks.evaluation.rows])
         result.save(result_file)
-        with _faults_as_warnings("logging the answers"):
+        with faults_as_warnings("logging the answers"):
             rows = [*zip(study.questions, answers, strict=True)]
             metrics.log_table(trainer, "answers", ["question", "answer"], rows)
     except BaseException:
         wandb.finish(exit_code=1)
         raise
-    with _faults_as_warnings("closing the W&B run"):
+    with faults_as_warnings("closing the W&B run"):
         wandb.finish()
     return result
 
@@ -165,9 +165,12 @@ def _loggers(study: Study, name: str, folder: Path) -> list[Logger]:
         folder=folder,
         csv=f"csv-{earlier}" if earlier else "csv",
     )
-    loggers = [make(label) for make in settings.loggers]
-    for logger in loggers:
-        logger.log_hyperparams({**settings.configuration, "steered": name == "steered", **settings.data.facts()})
+    try:
+        loggers = [never_failing(make(label)) for make in settings.loggers]
+        for logger in loggers:
+            logger.log_hyperparams({**settings.configuration, "steered": name == "steered", **settings.data.facts()})
+    except wandb.Error as error:
+        raise InputError(f"Weights & Biases cannot begin the run {label.id}: {error}") from error
     return loggers
 
 
@@ -196,15 +199,6 @@ def _result(
         seconds,
         tuple(evaluation.evaluations) if evaluation is not None else (),
     )
-
-
-@contextmanager
-def _faults_as_warnings(doing: str) -> Iterator[None]:
-    """Warn of what goes wrong once adapter and result are saved, instead of losing the fine-tunings that follow."""
-    try:
-        yield
-    except Exception as error:
-        rank_zero_warn(f"{doing} failed, adapter and result are saved: {type(error).__name__}: {error}")
 
 
 class _AdapterSaver(Callback):

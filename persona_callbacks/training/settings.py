@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, TraitEvaluat
 from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction import ExtractionSettings
-from persona_callbacks.files import file_fingerprint
+from persona_callbacks.files import file_fingerprint, plain_settings
 from persona_callbacks.judging import Judge
 from persona_callbacks.model import LoadedModel, ModelSource, dimensions
 from persona_callbacks.screening import screened_data
@@ -173,7 +173,7 @@ class StudySettings:
         name: name of the study, in figures and for loggers.
         seed: seed of adapter, order and dropout.
         device: where vectors are extracted and answers generated; the trainer has its own.
-        configuration: what loggers record of the settings. An interrupted study is resumed if it is unchanged.
+        configuration: what loggers record of the settings.
 
     Raises:
         InputError: settings that cannot be used, as far as that can be told without the model.
@@ -261,6 +261,17 @@ class StudySettings:
         if not self.steering.changes_training:
             return ("unsteered",)
         return ("unsteered", "steered") if self.compare_with_unsteered else ("steered",)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the results depend on, data and vectors aside, as plain settings: an interrupted study is resumed only
+        if they are unchanged. Loggers are free to change.
+        """
+        elsewhere = ("loggers", "configuration", "data", "vectors", "judges", "name", "device")
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in elsewhere}
+        judges = {trait: judge.name for trait, judge in self.judges.items()}
+        settings: dict[str, Any] = plain_settings({**own, "judges": judges})
+        return settings
 
     def check_model(self, loaded: LoadedModel) -> None:
         """Check vectors and callbacks against the model, before vectors are extracted.

@@ -2,16 +2,29 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from torch import nn
 
 from persona_callbacks.extraction import persona_vector
-from persona_callbacks.files import LOCK_FILE, atomic_write, locked_folder, read_json, write_json
-from persona_callbacks.model import LoadedModel, load_model
+from persona_callbacks.files import (
+    HOLDER_FILE,
+    LOCK_FILE,
+    atomic_write,
+    changed_settings,
+    check_writable,
+    locked_folder,
+    plain_settings,
+    read_json,
+    settings_fingerprint,
+    write_json,
+)
+from persona_callbacks.model import LoadedModel, load_model, weights_fingerprint
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.fine_tuning import Study, answer, fine_tune
 from persona_callbacks.training.pictures import summary, trajectory_figure
@@ -19,13 +32,16 @@ from persona_callbacks.training.results import RunResult
 from persona_callbacks.training.settings import StudySettings
 from persona_callbacks.vectors import PersonaVector
 
+_SHOWN = 5
+"""Differences between two studies that are told."""
+
 
 def run_study(settings: StudySettings, folder: str | Path, console: Console | None = None) -> list[RunResult]:
-    """Fine-tune as the settings say, or resume an interrupted study of the same configuration.
+    """Fine-tune as the settings say, or resume an interrupted study of the same settings, data, model and vectors.
 
     ``folder`` gets the persona vectors, ``trajectories.png``, ``answers.json``, and a folder for each fine-tuning with
     its adapter, ``result.json``, ``judged.json`` and what the loggers write. A finished study that is there already, or
-    one of another configuration, is moved into ``folder/earlier``.
+    one of other settings, is moved into ``folder/earlier``; the console says what differs.
 
     Args:
         settings: what is fine-tuned, and how.
@@ -41,6 +57,7 @@ def run_study(settings: StudySettings, folder: str | Path, console: Console | No
     """
     console = console or Console()
     folder = Path(folder)
+    check_writable(folder.absolute())
     loaded = load_model(settings.source, console)
     nn.Module.to(loaded.model, settings.device)
     settings.check_model(loaded)
@@ -50,11 +67,17 @@ def run_study(settings: StudySettings, folder: str | Path, console: Console | No
 
 
 def _run(settings: StudySettings, loaded: LoadedModel, folder: Path, console: Console) -> list[RunResult]:
-    made_from = {**settings.configuration, **settings.data.facts()}
-    study_id, resumed = _open_folder(folder, made_from)
-    if resumed:
-        console.print(f"Resuming the interrupted study in {folder}")
     vectors = _vectors(settings, loaded, console)
+    made_from = {
+        "config": {**settings.configuration, **settings.data.facts()},
+        "inputs": {
+            **settings.inputs,
+            "model_weights": weights_fingerprint(loaded.model)[:12],
+            "vectors": plain_settings({vector.trait: vector for vector in vectors}),
+            "probes": {vector.trait: settings_fingerprint([vector.probes, vector.pairs])[:12] for vector in vectors},
+        },
+    }
+    study_id = _open_folder(folder, made_from, console)
     for vector in vectors:
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
     questions = vectors[0].probes[: settings.sample_answers]
@@ -92,26 +115,67 @@ def _answer_rows(questions: Sequence[str], base: Sequence[str], results: Sequenc
     ]
 
 
-def _open_folder(folder: Path, configuration: Mapping[str, Any]) -> tuple[str, bool]:
-    """The study's id, and whether an interrupted study of the same configuration is there to be resumed."""
+def _open_folder(folder: Path, made_from: Mapping[str, Mapping[str, Any]], console: Console) -> str:
+    """The id of the interrupted study that is there to be resumed, or of a new one. Another study that is there is set
+    aside.
+    """
     state_file = folder / "state.json"
     if state_file.is_file():
-        earlier = read_json(
-            state_file, lambda state: (bool(state["finished"]), state["config"], str(state["id"])), "a study's state"
-        )
-        finished, config, study_id = earlier
-        if not finished and config == configuration:
-            return study_id, True
+        state = read_json(state_file, _State.read, "a study's state")
+        changed = state.changed(made_from)
+        if not state.finished and not changed:
+            console.print(f"Resuming the interrupted study in {folder}")
+            return state.id
         aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"
         aside.mkdir(parents=True, exist_ok=True)
         # The state goes last: a process killed before leaves it here, and the next one sets the rest aside as well.
         for entry in sorted(folder.iterdir(), key=lambda entry: entry == state_file):
-            if entry.name not in ("earlier", ".hydra", LOCK_FILE) and entry.suffix != ".log":
+            if entry.name not in ("earlier", ".hydra", LOCK_FILE, HOLDER_FILE) and entry.suffix != ".log":
                 entry.rename(aside / entry.name)
+        if not state.finished:
+            shown = [f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()][:_SHOWN]
+            more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+            console.print(
+                f"An interrupted study of other settings is kept in {aside}, and a new one begins: {'; '.join(shown)}"
+                f"{more}",
+                markup=False,
+                soft_wrap=True,
+            )
     study_id = uuid.uuid4().hex[:8]
-    _write_state(folder, study_id, configuration, finished=False)
-    return study_id, False
+    _write_state(folder, study_id, made_from, finished=False)
+    return study_id
 
 
-def _write_state(folder: Path, study_id: str, configuration: Mapping[str, Any], *, finished: bool) -> None:
-    write_json(folder / "state.json", {"id": study_id, "finished": finished, "config": configuration})
+@dataclass(frozen=True)
+class _State:
+    """What ``state.json`` says of a study."""
+
+    id: str
+    finished: bool
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, content: Any) -> "_State":
+        return cls(str(content["id"]), bool(content["finished"]), dict(content["config"]), content.get("inputs"))
+
+    def changed(self, made_from: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
+        """What another study differs in: in the configuration, or, if that is the same, in the inputs."""
+        before, now = (
+            {key: entry for key, entry in config.items() if key != "logger"}
+            for config in (self.config, made_from["config"])
+        )
+        changed = changed_settings(before, now)
+        if changed or self.finished:
+            return changed
+        if self.inputs is None:
+            rank_zero_warn(
+                "the interrupted study is of an older version, which did not record the vectors that it was made with;"
+                " make sure that they are the same"
+            )
+            return {}
+        return changed_settings(self.inputs, made_from["inputs"])
+
+
+def _write_state(folder: Path, study_id: str, made_from: Mapping[str, Any], *, finished: bool) -> None:
+    write_json(folder / "state.json", {"id": study_id, "finished": finished, **made_from})

@@ -2,14 +2,22 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import warnings
 
 import pytest
 import wandb
 from builders import ForeignModule, fit, make_vector, offline_records, tiny_model
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from persona_callbacks import Adaptive, DriftGuard, PersonaMonitor, PreventativeSteering
+from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.loggers import with_usable_loggers
 from persona_callbacks.steering import LikeliestStart
+from persona_callbacks.tracking import metrics, never_failing
 
 METRICS = [
     "persona/evil/projection", "persona/evil/shift", "persona/evil/batch_projection", "steering/evil/coefficient",
@@ -52,6 +60,68 @@ def test_csv_beside_it_holds_the_same(run):
     found = {int(row["step"]): float(row["persona/evil/shift"]) for row in rows if row["persona/evil/shift"]}
     assert found == {reading.step: pytest.approx(reading.shift["evil"]) for reading in monitor.readings}
     assert all(any(row[name] for row in rows) for name in METRICS)
+
+
+class Faulty(CSVLogger):
+    """Has a full disk from step 2 on."""
+
+    def log_metrics(self, metrics, step=None):
+        if step >= 2:
+            raise OSError(28, "No space left on device")
+        super().log_metrics(metrics, step)
+
+    def save(self):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_logger_that_fails_in_mid_run_is_told_once_and_does_not_end_the_run(tokenizer, tmp_path):
+    logger = never_failing(Faulty(tmp_path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(ForeignModule(tiny_model(peft=True), tokenizer), [PersonaMonitor([make_vector()])], tmp_path,
+                      logger=[logger], log_every_n_steps=1)  # fmt: skip
+    assert trainer.global_step == 6
+    told = [str(one.message) for one in caught if "No space left" in str(one.message)]
+    assert [text.partition(" failed")[0] for text in told if "log_metrics" in text] == ["Faulty.log_metrics"]
+    assert [text.partition(" failed")[0] for text in told if "save" in text] == ["Faulty.save"]
+
+
+def test_own_metrics_do_not_end_a_users_run_when_a_logger_fails(tmp_path):
+    with pytest.warns(UserWarning, match=r"logging to Faulty failed, the run goes on: OSError: .* No space left"):
+        metrics.write([Faulty(tmp_path)], {"persona/evil/shift": 1.0}, step=3)
+
+
+def test_server_that_cannot_be_reached_is_told_within_seconds_with_the_way_out(tmp_path):
+    """By the real client, in a process of its own."""
+    program = (
+        "import time; from persona_callbacks import InputError; from persona_callbacks.tracking import check_wandb\n"
+        "start = time.monotonic()\n"
+        "try: check_wandb('logger.wandb.offline=true')\n"
+        "except InputError as error: print(time.monotonic() - start, error)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    seconds, _, message = done.stdout.partition(" ")
+    assert float(seconds) < 30
+    assert "Weights & Biases cannot be used" in message
+    assert "http://127.0.0.1:9" in message
+    assert "logger.wandb.offline=true or the environment variable WANDB_MODE=offline" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("disabled", {"csv": None}), ("offline", {"wandb": True, "csv": None})], ids=str
+)
+def test_the_environment_s_mode_of_wandb_comes_first(mode, expected, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["logger.wandb.offline=false"])
+    usable = with_usable_loggers(cfg)
+    assert {key: logger.get("offline") for key, logger in usable.logger.items()} == expected
+    assert cfg.logger.wandb.offline is False, "the configuration given is left as it is"
 
 
 def test_target_out_of_reach_and_guard_alert_in_wandb_and_log_why(tokenizer, tmp_path):

@@ -1,6 +1,7 @@
 """A study without Hydra: what it writes, what it keeps when something fails, and what it spends on a judge."""
 
 import csv
+import io
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ import torch
 from builders import CHATS, LOUD, SHORT, LengthJudge, make_vector, server, tiny_model
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
 from safetensors.torch import load_file
 
 from persona_callbacks import DriftGuard, InputError, PersonaMonitor, PreventativeSteering, TraitEvaluation
@@ -121,6 +123,25 @@ def test_fault_of_a_logger_at_the_end_costs_neither_adapter_nor_result(settings,
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+class FullInMidRun(CSVLogger):
+    """Has a full disk from the first optimizer step on."""
+
+    def log_metrics(self, metrics, step=None):
+        if step:
+            raise OSError(28, "No space left on device")
+
+
+def test_fault_of_a_logger_in_mid_run_costs_nothing_but_what_it_would_have_logged(settings, tmp_path):
+    expected = run_study(settings, tmp_path / "good")
+    failing = replace(settings, loggers=[lambda label: FullInMidRun(label.folder, name="", version=label.csv)])
+    with pytest.warns(UserWarning, match=r"FullInMidRun\.log_metrics failed, the run goes on: .*No space left"):
+        results = run_study(failing, tmp_path / "failing")
+    assert results == [replace(good, seconds=result.seconds) for good, result in zip(expected, results, strict=True)]
+    for good in expected:
+        ours, theirs = (adapter(tmp_path / name / good.name) for name in ("failing", "good"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_adapter_is_that_of_the_guard_s_rollback(settings, tmp_path):
     rolled_back = replace(
         settings,
@@ -206,6 +227,53 @@ def test_a_study_killed_while_it_sets_another_aside_takes_no_result_of_it(settin
         assert [replace(result, seconds=0) for result in run_study(other, out)] == expected
         (aside,) = (out / "earlier").iterdir()
         assert {path.name for path in aside.iterdir()} == kept
+
+
+def interrupted(out):
+    """Make a finished study one that was interrupted before its last result was written."""
+    state = json.loads((out / "state.json").read_text())
+    (out / "state.json").write_text(json.dumps({**state, "finished": False}))
+    (out / "steered" / "result.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steering": Steering(partial(PreventativeSteering, coefficient=0.2))},
+         "steering.callback.coefficient was 0.5, is 0.2"),
+        ({"vectors": (make_vector(seed=9),)}, "vectors.evil was 'PersonaVector"),
+        ({"configuration": {"learning_rate": 1e-4}}, "learning_rate was 0.0003, is 0.0001"),
+    ],
+    ids=["constant", "vector file", "configuration"],
+)  # fmt: skip
+def test_interrupted_study_of_other_settings_is_set_aside_and_each_difference_told(settings, changes, told, tmp_path):
+    out, text = tmp_path / "out", io.StringIO()
+    settings = replace(settings, compare_with_unsteered=False)
+    first = run_study(settings, out)
+    interrupted(out)
+    (second,) = run_study(replace(settings, **changes), out, Console(file=text, width=400))
+    assert "An interrupted study of other settings is kept in" in text.getvalue()
+    assert told in text.getvalue()
+    assert len(list((out / "earlier").iterdir())) == 1
+    assert second.readings[-1].shift != first[0].readings[-1].shift or "configuration" in changes
+
+
+def test_other_loggers_and_a_state_of_an_older_version_resume(settings, tmp_path):
+    out, text = tmp_path / "out", io.StringIO()
+    settings = replace(settings, compare_with_unsteered=False, configuration={"logger": {"offline": False}})
+    (first,) = run_study(settings, out)
+    interrupted(out)
+    settings = replace(settings, loggers=[], configuration={"logger": {"offline": True}})
+    (second,) = run_study(settings, out, Console(file=text))
+    assert "Resuming" in text.getvalue()
+    interrupted(out)
+    state = json.loads((out / "state.json").read_text())
+    del state["inputs"]
+    (out / "state.json").write_text(json.dumps(state))
+    with pytest.warns(UserWarning, match="the interrupted study is of an older version"):
+        (third,) = run_study(settings, out)
+    assert first.readings == second.readings == third.readings
+    assert not (out / "earlier").exists()
 
 
 @pytest.mark.parametrize(

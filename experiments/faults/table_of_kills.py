@@ -1,6 +1,6 @@
 """Prints the table of README.md from kills.csv.
 
-python experiments/faults/summarise.py
+python experiments/faults/table_of_kills.py
 """
 
 import csv

@@ -1,0 +1,35 @@
+"""The loggers of a configuration, as the environment wants them."""
+
+import os
+
+from omegaconf import DictConfig, open_dict
+
+from persona_callbacks.tracking import check_wandb
+
+_SYNC_SECONDS = "300"
+
+
+def with_usable_loggers(cfg: DictConfig) -> DictConfig:
+    """The configuration with loggers that can be opened, checked before any long work.
+
+    ``WANDB_MODE=disabled`` in the environment leaves W&B out, and ``offline`` has it log offline. Where it logs online,
+    its server must answer.
+
+    Raises:
+        InputError: it does not.
+    """
+    cfg = cfg.copy()
+    mode = os.environ.get("WANDB_MODE", "")
+    of_wandb = [key for key, logger in cfg.logger.items() if logger["_target_"].endswith(".WandbLogger")]
+    with open_dict(cfg):
+        for key in of_wandb:
+            if mode == "disabled":
+                del cfg.logger[key]
+            elif mode in ("offline", "dryrun"):
+                cfg.logger[key].offline = True
+    online = [key for key in of_wandb if key in cfg.logger and not cfg.logger[key].get("offline", False)]
+    if online:
+        check_wandb(f"logger.{online[0]}.offline=true")
+        # A server that goes away during the run must not keep the next one from starting.
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", _SYNC_SECONDS)
+    return cfg

@@ -1,0 +1,64 @@
+"""Loggers that fail: told early where that is possible, and never at the cost of a run that is under way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from persona_callbacks.errors import InputError
+
+_ANSWER_SECONDS = 10
+
+
+def check_wandb(way_out: str) -> None:
+    """Make sure, within seconds, that the server of Weights & Biases answers and accepts the API key.
+
+    ``wandb.init`` tries for minutes, and only when the first value is logged.
+
+    Args:
+        way_out: the setting that logs offline, for the error.
+
+    Raises:
+        InputError: the server does not answer, or there is no key that it accepts.
+    """
+    try:
+        api = wandb.Api(timeout=_ANSWER_SECONDS)
+        api.viewer  # noqa: B018, asks the server
+    except Exception as error:  # wandb raises errors of its own, of requests, and plain ones
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"Weights & Biases cannot be used: {reason}. Log offline, with {way_out} or the environment variable"
+            " WANDB_MODE=offline (wandb sync uploads the run later); or leave it out, with WANDB_MODE=disabled"
+        ) from error
+
+
+@contextmanager
+def faults_as_warnings(doing: str) -> Iterator[None]:
+    """Warn of what goes wrong in the block, such as a full disk or a server that is gone, instead of ending the run."""
+    try:
+        yield
+    except Exception as error:
+        rank_zero_warn(f"{doing} failed, the run goes on: {type(error).__name__}: {error}")
+
+
+def never_failing(logger: Logger) -> Logger:
+    """Return the logger itself, changed so that what Lightning has it do during a fit causes no errors, but warnings,
+    one for each kind.
+    """
+    for name in ("log_metrics", "save", "after_save_checkpoint"):
+        doing = f"{type(logger).__name__}.{name}"
+        setattr(logger, name, partial(_warning_once, getattr(logger, name), doing, set()))
+    return logger
+
+
+def _warning_once(call: Callable[..., Any], doing: str, told: set[str], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:
+        if doing not in told:
+            told.add(doing)
+            rank_zero_warn(f"{doing} failed, the run goes on: {type(error).__name__}: {error}")

@@ -1,0 +1,137 @@
+"""How a command ends when it is interrupted, or cannot write: with one line, and an exit code that says so."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from builders import CHATS, ForeignModule, all_hooks, fit, make_vector, tiny_model
+
+from persona_callbacks import Ablation, PersonaMonitor, PreventativeSteering, ProjectionRegularisation
+from persona_callbacks.apps.start import ending_in_one_line
+
+APPS = {
+    "train": "train", "extract": "run", "screen": "run", "evaluate": "run", "generate": "run", "report": "run",
+    "define": "run", "label": "run",
+}  # fmt: skip
+SIGNALS = [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS, ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("app", APPS)
+def test_every_app_ends_with_one_line_and_the_code_of_a_signal(app, number, code, word, monkeypatch, capsys, tmp_path):
+    module = importlib.import_module(f"persona_callbacks.apps.{app}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"persona-{app}"])
+    monkeypatch.setattr(module, APPS[app], lambda *_: os.kill(os.getpid(), number))
+    handlers = [signal.getsignal(number) for number, _, _ in SIGNALS]
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{word}: ")
+    assert "the same command" in line
+    assert [signal.getsignal(number) for number, _, _ in SIGNALS] == handlers
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS, ids=["SIGTERM", "Ctrl-C"])
+def test_hooks_are_removed_when_a_signal_ends_the_fit(number, code, word, tokenizer, tmp_path, capsys):
+    module = ForeignModule(tiny_model(peft=True), tokenizer)
+    hooks, vector = all_hooks(module), make_vector()
+    seen = []
+
+    def interrupt(stage):
+        if module.trainer.global_step == 2:
+            seen.append(all_hooks(module))
+            os.kill(os.getpid(), number)
+
+    module.during = interrupt
+    callbacks = [
+        PersonaMonitor([vector]),
+        PreventativeSteering([vector], 0.5),
+        Ablation([vector], layers=[2]),
+        ProjectionRegularisation([vector]),
+    ]
+    with pytest.raises(SystemExit) as end, ending_in_one_line("go on"):
+        fit(module, callbacks, tmp_path)
+    assert end.value.code == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"{word}: go on"
+    assert seen[0] > hooks
+    assert all_hooks(module) == hooks
+    assert "training_step" not in vars(module)
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), ending_in_one_line("go on"):
+        print(1 / 0)
+
+
+def command(app, *overrides):
+    return [sys.executable, "-c", f"from persona_callbacks.apps.{app} import main; main()", *overrides]
+
+
+@pytest.fixture
+def tiny(tokenizer, tmp_path):
+    """What ``persona-train`` needs for a tiny model, and the environment to run it in."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS), encoding="utf-8")
+    make_vector().save(tmp_path / "evil.safetensors")
+    settings = [
+        "model=folder", "model.path=model", "trait=[]", "vectors=[evil.safetensors]", "data.path=chats.jsonl",
+        "steering=constant", "steering.callback.coefficient=0.2", "logger=csv", "trainer.accelerator=cpu",
+        "evaluation=none", "sample_answers=1", "max_answer_tokens=4", "checkpoint_every_n_steps=2",
+    ]  # fmt: skip
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return settings, {**own, "PERSONA_CALLBACKS_CACHE": str(tmp_path / "cache")}
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS, ids=["SIGTERM", "Ctrl-C"])
+def test_persona_train_ends_in_one_line_and_the_same_command_resumes(number, code, word, tiny, tmp_path):
+    settings, environment = tiny
+    study = tmp_path / "outputs" / "train" / "seed-0"
+    with (tmp_path / "err").open("w") as err:
+        long = command("train", *settings, "trainer.max_epochs=1000")
+        process = subprocess.Popen(long, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=err)
+        deadline = time.monotonic() + 200
+        while not (study / "steered" / "last.ckpt").is_file() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code, (tmp_path / "err").read_text()
+    last = (tmp_path / "err").read_text().splitlines()[-1]
+    assert last == f"{word}: the same command goes on from the last checkpoint"
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    state = json.loads((study / "state.json").read_text())
+    assert not state["finished"]
+    assert not list(study.glob("**/.*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("app", "overrides", "named"),
+    [
+        ("train", [], "outputs/train/seed-0"),
+        ("train", ["-m", "seed=0,1"], "outputs/train"),
+        ("extract", ["out=outputs/vectors", "hydra.run.dir=outputs/here"], "outputs/here"),
+        ("screen", ["out=outputs/screening"], "outputs/screening"),
+        ("evaluate", ["out=outputs/evaluation"], "outputs/evaluation"),
+        ("label", ["out=outputs/labels"], "outputs/labels"),
+        ("report", ["runs=.", "out=outputs/report.html"], "outputs"),
+        ("define", ["name=gloomy", "description=Sees the worst in all things.", "out=outputs/gloomy.yaml"], "outputs"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_ends_an_app_at_once(app, overrides, named, monkeypatch, capsys, tmp_path):
+    (tmp_path / "outputs").write_text("a file, where a folder is wanted")
+    module = importlib.import_module(f"persona_callbacks.apps.{app}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"persona-{app}", *overrides])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert str(end.value).startswith("error: ")
+    assert f"{named} cannot be written to: {tmp_path}/outputs is not a folder" in str(end.value)
+    assert "Traceback" not in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["outputs"]
