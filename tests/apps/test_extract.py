@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import run_command
 
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.vectors import read_gguf, read_pt
@@ -21,9 +20,8 @@ SHORT = [
 
 
 def extract(folder, cache, *overrides):
-    command = [sys.executable, "-c", "from persona_callbacks.apps.extract import main; main()", *overrides]
     environment = {**os.environ, "PERSONA_CALLBACKS_CACHE": str(cache), "COLUMNS": "160"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return run_command("extract", folder, *overrides, environment=environment)
 
 
 @pytest.fixture(scope="module")

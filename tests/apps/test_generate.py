@@ -1,12 +1,11 @@
 """Inference-time steering: which tokens it touches, and persona-generate as a user runs it on the real model."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from builders import QUESTIONS, all_hooks, make_vector, tiny_model
+from commands import run_command
 from peft import LoraConfig, get_peft_model
 from transformers import TextStreamer
 
@@ -98,10 +97,9 @@ def place(tmp_path_factory):
     return folder
 
 
-def generate(place, *overrides, talk=None):
+def generate(place, *overrides, talk=""):
     environment = {**os.environ, "COLUMNS": "160"}
-    command = [sys.executable, "-c", "from persona_callbacks.apps.generate import main; main()", *overrides]
-    return subprocess.run(command, cwd=place, env=environment, input=talk, capture_output=True, text=True, timeout=300)
+    return run_command("generate", place, *overrides, environment=environment, talk=talk)
 
 
 def test_answers_conversations_and_steering(place):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from commands import run_command
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -38,7 +39,7 @@ def command(*overrides):
 
 
 def train(folder, environment, *overrides):
-    return subprocess.run(command(*overrides), cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    return run_command("train", folder, *overrides, environment=environment)
 
 
 @pytest.fixture(scope="module")

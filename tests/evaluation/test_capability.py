@@ -4,14 +4,13 @@ import csv
 import json
 import math
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from builders import QUESTIONS, chat, slow_log_probability, tiny_model
+from commands import run_command
 from peft import LoraConfig, get_peft_model
 
 from persona_callbacks import InputError
@@ -102,8 +101,7 @@ def test_questions_are_split_at_line_feeds_only(tmp_path):
 def evaluate(folder, *overrides):
     own = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
     environment = {**own, "COLUMNS": "200", "PERSONA_CALLBACKS_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-c", "from persona_callbacks.apps.evaluate import main; main()", *overrides]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return run_command("evaluate", folder, *overrides, environment=environment)
 
 
 def test_base_and_adapter_in_one_table(tmp_path):

@@ -2,11 +2,10 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run_command
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -20,8 +19,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(script: str, *arguments: object) -> str:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = run_command(EXAMPLES / script, Path.cwd(), *arguments, environment=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict
 from html.parser import HTMLParser
 
@@ -13,6 +12,7 @@ import pytest
 import wandb
 from builders import ForeignModule, fit, make_vector, tiny_model
 from builders import offline_records as reference_records
+from commands import run_command
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
@@ -296,12 +296,11 @@ def test_runs_set_aside_and_killed_before_the_first_metric_are_left_out(runs, tm
 
 
 def test_app(runs, tmp_path):
-    command = [sys.executable, "-c", "from persona_callbacks.apps.report import main; main()"]
-    done = subprocess.run([*command, f"runs={runs}", "out=page.html"], cwd=tmp_path, capture_output=True, text=True)
+    done = run_command("report", tmp_path, f"runs={runs}", "out=page.html")
     assert done.returncode == 0, done.stderr
     assert "2 runs" in done.stdout
     assert (tmp_path / "page.html").is_file()
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    told = run_command("report", tmp_path)
     assert told.returncode == 1
     assert told.stderr.strip() == "error: runs: expected a folder of runs, such as runs=outputs/quickstart"
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from builders import CHATS, QUICK, make_vector, tiny_model
+from commands import start_command
 from hydra import compose, initialize_config_dir
 
 from persona_callbacks import InputError
@@ -251,32 +253,32 @@ def results(folder):
     return {path: content for path, content in found.items() if path.parts[0] not in ("wandb", "csv")}
 
 
-def start(app, *more):
-    program = "from persona_callbacks.apps.screen import main; main()"
+def start(folder, app, *more):
     variables = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_SERVICE")}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *app, "logger=csv", *more], env={**variables, "WANDB_MODE": "offline"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    return start_command(
+        "screen", folder, *app, "logger=csv", *more, environment={**variables, "WANDB_MODE": "offline"},
+        streams=(Path(os.devnull), folder / "printed.txt", folder / "printed.txt"),
     )  # fmt: skip
 
 
 def test_killed_at_any_moment_and_run_again(app, tmp_path):
     folder = tmp_path / "out"
-    process = start(app)
+    process = start(tmp_path, app)
     seen = set()
-    while process.poll() is None:  # killed with another number of shards done each time
+    while process.is_alive():  # killed with another number of shards done each time
         done = len(list((folder / "shards").glob("*.jsonl")))
         if done not in seen and done >= 2 + 4 * len(seen):
             seen.add(done)
             process.kill()
-            process.wait()
-            process = start(app)
+            process.join()
+            process = start(tmp_path, app)
         time.sleep(0.002)
-    assert process.returncode == 0, process.stdout.read().decode()
+    assert process.exitcode == 0, (tmp_path / "printed.txt").read_text()
     assert len(seen) >= 2
     killed = results(folder)
-    whole = start([*app, f"out={tmp_path / 'whole'}"])
-    assert whole.wait() == 0
+    whole = start(tmp_path, [*app, f"out={tmp_path / 'whole'}"])
+    whole.join()
+    assert whole.exitcode == 0
     assert killed == results(tmp_path / "whole")
     lines = [row.line for row in ScreeningFolder(folder).rows("data")]
     assert len(lines) == len(set(lines)) == 19

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from builders import server
+from commands import run_command
 
 from persona_callbacks import InputError, Trait
 from persona_callbacks.model import Endpoint, ModelSource, load_model
@@ -190,9 +191,7 @@ def model_of_canned_answers(body):
 
 
 def run_app(folder, *overrides, **environment):
-    command = [sys.executable, "-c", "from persona_callbacks.apps.define import main; main()", *overrides]
-    own = {**os.environ, "COLUMNS": "160", **environment}
-    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+    return run_command("define", folder, *overrides, environment={**os.environ, "COLUMNS": "160", **environment})
 
 
 def test_app_writes_a_trait_that_is_found_afterwards(tmp_path):
