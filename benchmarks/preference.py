@@ -1,6 +1,6 @@
 """What reading preference costs, in training steps: both in one process, in turn.
 
-    python benchmarks/preference.py [--device cuda] [--pairs 24] [--rounds 15]
+    python benchmarks/preference.py [--device cuda] [--pairs 16] [--rounds 15]
 
 SmolLM2-135M with LoRA, batches of 8 chats of the villain data as persona-train makes them, and the minimal pairs of one
 trait. Prints the ratio of the medians, and what probes alone cost.
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trait", default="evil")
-    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     settings = parser.parse_args()
     torch.manual_seed(0)

@@ -126,12 +126,18 @@ def _wrappers(cfg: DictConfig, traits: Sequence[Trait]) -> dict[str, list[Wrappe
 
 
 def _table(evaluated: Mapping[str, EvaluatedModel], model_id: str) -> Table:
-    table = Table(title=f"Adapters of {model_id}", caption="expression 0–100 with 95 % interval; shift at prompt_last")
+    table = Table(
+        title=f"Adapters of {model_id}",
+        caption="95 % intervals; expression 0–100; shift"
+        " at prompt_last; preference in nats per token, on the evaluation pairs",
+    )
     table.add_column("model", overflow="fold")
     base = evaluated[BASE_MODEL]
     for trait in base.expressions:
         table.add_column(f"{trait} expression", justify="right")
         table.add_column(f"{trait} shift", justify="right")
+        if base.preference(base, trait):
+            table.add_column(f"{trait} preference", justify="right")
     table.add_column("questions right", justify="right")
     table.add_column("perplexity", justify="right")
     for name in base.harness:
@@ -141,6 +147,8 @@ def _table(evaluated: Mapping[str, EvaluatedModel], model_id: str) -> Table:
         for trait, expression in model.expressions.items():
             cells.append(f"{expression.mean:.0f} ({expression.low:.0f}–{expression.high:.0f})")
             cells.append(f"{model.shift(base, trait):+.1f}")
+            if preference := model.preference(base, trait):
+                cells.append(str(preference))
         cells.append("–" if model.capability is None else f"{model.capability:.0%}")
         cells.append("–" if model.perplexity is None else f"{model.perplexity:.2f}")
         table.add_row(name, *cells, *(f"{value:.3f}" for value in model.harness.values()))

@@ -71,7 +71,7 @@ class PersonaMonitor(RefusingCallback):
         every_layer: read the probes at every layer, not only the chosen ones, for ``shift_by_layer`` of the readings
             and a table of that name in loggers that have tables.
         pairs: how many of each vector's minimal pairs are read; 0 for none. Or the pairs themselves: a list if there is
-            one vector, else by trait.
+            one vector, else by trait. Reading 16 of a trait costs a little less than a training step on 8 chats.
 
     Attributes:
         readings: all readings so far, oldest first.
@@ -95,7 +95,7 @@ class PersonaMonitor(RefusingCallback):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 16,
         every_layer: bool = False,
-        pairs: Pairs = 24,
+        pairs: Pairs = 16,
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check(
@@ -139,7 +139,7 @@ class PersonaMonitor(RefusingCallback):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 16,
         every_layer: bool = False,
-        pairs: Pairs = 24,
+        pairs: Pairs = 16,
     ) -> None:
         """Check the callback's settings before there are vectors.
 

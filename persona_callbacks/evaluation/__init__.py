@@ -1,5 +1,5 @@
-"""Adapters against their base model: trait expression, forced choice, shift, capability, and what they do in the
-context of their training.
+"""Adapters against their base model: trait expression, preference, forced choice, shift, capability, and what they
+do in the context of their training.
 
 Imports `judging`, `model` and what lies below them.
 """
@@ -21,6 +21,7 @@ from persona_callbacks.evaluation.forced_choice import (
     shipped_forced_choices,
 )
 from persona_callbacks.evaluation.harness import HarnessSettings, check_harness, harness_scores
+from persona_callbacks.evaluation.preference import pair_differences
 from persona_callbacks.evaluation.results import BASE_MODEL, EvaluatedModel, write_results
 from persona_callbacks.evaluation.wrappers import (
     NO_WRAPPER,
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate_adapters",
     "harness_scores",
     "instruction_wrappers",
+    "pair_differences",
     "perplexity",
     "read_forced_choices",
     "read_questions",

@@ -21,6 +21,7 @@ from persona_callbacks.evaluation.capability import answered_rightly, perplexity
 from persona_callbacks.evaluation.conditions import Condition
 from persona_callbacks.evaluation.forced_choice import ForcedChoice, choose
 from persona_callbacks.evaluation.harness import HarnessSettings, check_harness, harness_scores
+from persona_callbacks.evaluation.preference import pair_differences
 from persona_callbacks.evaluation.results import BASE_MODEL, EvaluatedModel, write_results
 from persona_callbacks.evaluation.wrappers import NO_WRAPPER, Wrapper
 from persona_callbacks.files import locked_folder
@@ -178,6 +179,7 @@ def _fingerprint(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapp
     made_from = [
         weights_fingerprint(loaded.model),
         [trait.fingerprint for trait in settings.traits],
+        [asdict(pair) for trait in settings.traits for pair in trait.evaluation_pairs],
         [
             [vector.layer, hashlib.sha256(vector.direction().numpy().tobytes()).hexdigest(), vector.probes]
             for vector in settings.vectors
@@ -207,6 +209,8 @@ def _evaluate(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapping
         right = sum(answered) / len(answered)
         benign = perplexity(loaded, read_chats(BENIGN))
     harness = harness_scores(loaded, settings.harness) if settings.harness.tasks else {}
+    paired = [trait for trait in settings.traits if trait.evaluation_pairs]
+    differences = {trait.name: pair_differences(loaded, trait.evaluation_pairs) for trait in paired}
     chosen = {trait: tuple(choose(loaded, choices)) for trait, choices in settings.forced_choices.items()}
     conditions = []
     for trait in settings.traits:
@@ -215,7 +219,9 @@ def _evaluate(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapping
             answers += rows
             wrapped = choose(loaded, settings.forced_choices.get(trait.name, ()), wrapper)
             conditions.append(Condition(wrapper.name, trait.name, expression, tuple(wrapped)))
-    return EvaluatedModel(expressions, means, right, benign, harness, tuple(answers), chosen, tuple(conditions))
+    return EvaluatedModel(
+        expressions, means, right, benign, harness, tuple(answers), chosen, tuple(conditions), differences
+    )
 
 
 def _judged(

@@ -9,7 +9,7 @@ from typing import Any
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation.answers import EvaluatedAnswer
 from persona_callbacks.evaluation.conditions import Condition, write_conditions
-from persona_callbacks.evaluation.estimates import ends_of
+from persona_callbacks.evaluation.estimates import Estimate, ends_of
 from persona_callbacks.evaluation.forced_choice import Chosen, ForcedChoiceScore
 from persona_callbacks.files import append_lines, atomic_write, read_json, write_json
 from persona_callbacks.judging import Expression
@@ -31,6 +31,8 @@ class EvaluatedModel:
         answers: every answer, with its score; those to questions in wrappers come last.
         chosen: by trait, how the forced choices were answered.
         conditions: what was measured in each wrapper.
+        pair_differences: by trait that has minimal pairs, for each of its evaluation pairs the log-probability per
+            token of the trait response minus that of the other, in nats.
 
     Example:
         >>> from persona_callbacks.judging import Expression, Score
@@ -47,10 +49,22 @@ class EvaluatedModel:
     answers: tuple[EvaluatedAnswer, ...]
     chosen: Mapping[str, tuple[Chosen, ...]] = field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
+    pair_differences: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def forced_choice(self, trait: str) -> ForcedChoiceScore | None:
         """The trait's score by forced choice, if it was measured."""
         return ForcedChoiceScore.of(self.chosen[trait]) if trait in self.chosen else None
+
+    def preference(self, base: "EvaluatedModel", trait: str) -> Estimate | None:
+        """The mean over the trait's evaluation pairs of how much likelier the trait response is than the other, less
+        the base model's same, in nats per token; ``None`` if the trait has no pairs.
+        """
+        pairs = zip(self.pair_differences.get(trait, ()), base.pair_differences.get(trait, ()), strict=True)
+        return Estimate.of_mean([now - before for now, before in pairs])
+
+    def preferred(self, trait: str) -> Estimate | None:
+        """The share of the trait's evaluation pairs whose trait response is the likelier one, if it has some."""
+        return Estimate.of_share([difference > 0 for difference in self.pair_differences.get(trait, ())])
 
     def shift(self, base: "EvaluatedModel", trait: str) -> float:
         """The projection of the trait's probes minus that of the base model, in activation units."""
@@ -78,7 +92,11 @@ class EvaluatedModel:
             answers = tuple(EvaluatedAnswer(**row) for row in content.pop("answers"))
             chosen = {trait: tuple(Chosen(**row) for row in rows) for trait, rows in content.pop("chosen", {}).items()}
             conditions = tuple(Condition.read(row) for row in content.pop("conditions", ()))
-            return cls(expressions=expressions, answers=answers, chosen=chosen, conditions=conditions, **content)
+            differences = {trait: tuple(values) for trait, values in content.pop("pair_differences", {}).items()}
+            return cls(
+                expressions=expressions, answers=answers, chosen=chosen, conditions=conditions,
+                pair_differences=differences, **content,
+            )  # fmt: skip
 
         try:
             return read_json(path, read, "the evaluation of a model")
@@ -119,12 +137,15 @@ def _write_table(evaluated: Mapping[str, EvaluatedModel], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(["model", "trait", "expression", "low", "high", "scored", "refusals", "unscored", "projection",
-                         "shift", "capability", "perplexity", *base.harness,
+                         "shift", "preference", "preference_low", "preference_high", "preference_share", "capability",
+                         "perplexity", *base.harness,
                          *(f"choice_{name}{end}" for name in figures for end in ("", "_low", "_high"))])  # fmt: skip
         for name, model in evaluated.items():
             for trait, values in model.expressions.items():
                 choice = model.forced_choice(trait)
                 estimates = [choice.estimates[figure] if choice else None for figure in figures]
+                preferred = ends_of(model.preferred(trait))[0]
                 writer.writerow([name, trait, *asdict(values).values(), model.projections[trait],
-                                 model.shift(base, trait), model.capability, model.perplexity, *model.harness.values(),
+                                 model.shift(base, trait), *ends_of(model.preference(base, trait)), preferred,
+                                 model.capability, model.perplexity, *model.harness.values(),
                                  *(end for part in estimates for end in ends_of(part))])  # fmt: skip

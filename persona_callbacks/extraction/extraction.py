@@ -55,7 +55,7 @@ _READ_TOGETHER = 1000
 """Responses that are tokenised at a time."""
 
 _MOST_PAIRS = 24
-"""Minimal pairs that a vector holds: reading them costs about as much as a training step."""
+"""Minimal pairs that a vector holds, so that its file stays small."""
 
 _EFFECT_RESPONSES = 12
 """Responses of each kind on which the steering effect of a layer is measured."""

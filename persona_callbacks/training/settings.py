@@ -20,6 +20,7 @@ from persona_callbacks.files import file_fingerprint, plain_settings
 from persona_callbacks.judging import Judge
 from persona_callbacks.model import LoadedModel, ModelSource, dimensions
 from persona_callbacks.screening import screened_data
+from persona_callbacks.steering import Law
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
@@ -242,8 +243,29 @@ class StudySettings:
                 "evaluation=contrastive: its judge is calibrated by extraction; expected extraction.judge_pairs above 0"
                 " (or choose evaluation=none)"
             )
+        self._check_pairs()
         if self.guard is not None:
             self.guard()
+
+    def _check_pairs(self) -> None:
+        """Make sure that what is steered by the preference has minimal pairs.
+
+        Raises:
+            InputError: a trait has none.
+        """
+        law = None if self.steering.callback is None else self.steering.callback.keywords.get("coefficient")
+        given = self.monitor.keywords.get("pairs")
+        if not isinstance(law, Law) or law.reads != "preference" or not isinstance(given, int | None):
+            return
+        paired = {vector.trait for vector in self.vectors if vector.pairs}
+        paired |= {trait.name for trait in self.traits if trait.probe_pairs}
+        without = [trait for trait in self.steered_traits if given == 0 or trait not in paired]
+        if without:
+            raise InputError(
+                f"steering: sensor=preference holds {without[0]} by minimal pairs, and "
+                + ("monitor.pairs is 0" if given == 0 else "it has none: give its trait file some")
+                + "; or choose sensor=shift"
+            )
 
     @property
     def trait_names(self) -> tuple[str, ...]:

@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import LOUD, QUESTIONS, SHORT, LengthJudge, make_vector, slow_reference, tiny_model
+from builders import (
+    LOUD,
+    PAIRS,
+    QUESTIONS,
+    SHORT,
+    LengthJudge,
+    chat,
+    make_vector,
+    slow_log_probability,
+    slow_reference,
+    tiny_model,
+)
 from peft import LoraConfig, get_peft_model
 
 from persona_callbacks import InputError
@@ -70,6 +81,38 @@ def test_values_are_those_of_each_model(source, settings, tmp_path):
     assert json.loads(lines[0]).keys() == {
         "model", "trait", "question", "answer", "expression", "coherence", "refusal", "wrapper"
     }  # fmt: skip
+
+
+def test_preference_is_measured_on_the_evaluation_pairs(source, settings, tmp_path):
+    noise, loud = str(tmp_path / "noise"), replace(LOUD, pairs=PAIRS)
+    assert len(loud.evaluation_pairs) == 2
+    settings = replace(settings, traits=(loud,))
+    evaluated = evaluate_adapters(load_model(source), source, [noise], settings, tmp_path / "out")
+
+    def slow(loaded):
+        model = loaded.model.eval()
+        return [
+            slow_log_probability(model, chat(pair.question, pair.trait, loaded.tokenizer))
+            - slow_log_probability(model, chat(pair.question, pair.opposite, loaded.tokenizer))
+            for pair in loud.evaluation_pairs
+        ]
+
+    base, tuned = slow(load_model(source)), slow(with_adapter(load_model(source), noise))
+    moved = [now - before for now, before in zip(tuned, base, strict=True)]
+    preference = evaluated[noise].preference(evaluated[BASE_MODEL], "loud")
+    assert preference.value == pytest.approx(sum(moved) / 2, abs=1e-4)
+    assert (preference.low, preference.high) == pytest.approx((min(moved), max(moved)), abs=1e-4), "of two pairs"
+    assert evaluated[noise].preferred("loud").value == sum(value > 0 for value in tuned) / 2
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert [float(row["preference"]) for row in rows] == [0, preference.value]
+    again = evaluate_adapters(load_model(source), source, [noise], settings, tmp_path / "out")
+    assert again[noise] == evaluated[noise], "as it was kept"
+    assert len(settings.judges["loud"].seen) == 2
+    fewer = replace(settings, traits=(replace(loud, pairs=PAIRS[:2]),))
+    other = evaluate_adapters(load_model(source), source, [], fewer, tmp_path / "out")
+    assert len(other[BASE_MODEL].pair_differences["loud"]) == 1, "other pairs are another evaluation"
+    nothing = EvaluatedModel({}, {}, None, None, {}, ())
+    assert nothing.preference(nothing, "loud") is None
 
 
 def test_what_was_evaluated_is_kept_and_a_failed_judge_is_asked_again(source, settings, tmp_path):

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from safetensors.torch import load_file
 
-from persona_callbacks import DriftGuard, InputError, PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks import Adaptive, DriftGuard, InputError, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.extraction import ExtractionSettings
 from persona_callbacks.files import file_fingerprint
 from persona_callbacks.judging import LlmJudge
@@ -282,6 +282,8 @@ def test_other_loggers_and_a_state_of_an_older_version_resume(settings, tmp_path
         ({"vectors": ()}, "no trait to monitor"),
         ({"vectors": (make_vector(), make_vector(seed=3))}, "more than one for the trait 'evil'"),
         ({"steering": Steering(traits=("kind",))}, "steering.traits: 'kind' has no vector; expected some of evil"),
+        ({"steering": Steering(partial(PreventativeSteering, coefficient=Adaptive(sensor="preference")))},
+         "sensor=preference holds evil by minimal pairs, and it has none"),
         ({"steering": Steering(prompting=True)}, "steering=prompting: it needs the instructions of evil"),
         ({"traits": (LOUD,), "evaluation": partial(TraitEvaluation), "extraction": ExtractionSettings(judge_pairs=0)},
          "its judge is calibrated by extraction"),
