@@ -97,14 +97,14 @@ def _harness(lm_eval: DictConfig) -> HarnessSettings:
 
 def _forced_choices(cfg: DictConfig, traits: Sequence[str]) -> dict[str, list[ForcedChoice]]:
     """The forced choices of each trait that has some."""
-    if unknown := [name for name in cfg.forced_choice_files if name not in traits]:
+    if unknown := [name for name in cfg.forced_choice_files or () if name not in traits]:
         raise InputError(
             f"forced_choice_files: {unknown[0]!r} is not evaluated; expected one of {', '.join(traits)}, or"
             f" trait=[{unknown[0]}] too"
         )
     if not cfg.forced_choice:
         return {}
-    files: Mapping[str, str] = cfg.forced_choice_files
+    files: Mapping[str, str] = cfg.forced_choice_files or {}
     by_trait = {
         name: read_forced_choices(files[name]) if name in files else shipped_forced_choices(name) for name in traits
     }
@@ -114,12 +114,12 @@ def _forced_choices(cfg: DictConfig, traits: Sequence[str]) -> dict[str, list[Fo
 def _wrappers(cfg: DictConfig, traits: Sequence[Trait]) -> dict[str, list[Wrapper]]:
     """The wrappers of each trait; none unless conditions are asked for."""
     if not cfg.conditions:
-        for key, value in (("data", cfg.data), ("system_prompts", list(cfg.system_prompts))):
+        for key, value in (("training_data", cfg.training_data), ("system_prompts", list(cfg.system_prompts))):
             if value:
                 raise InputError(f"{key}: it serves for conditions=true only; found conditions=false")
         return {}
     shared = [
-        *(training_wrappers(read_chats(cfg.data)) if cfg.data else ()),
+        *(training_wrappers(read_chats(cfg.training_data)) if cfg.training_data else ()),
         *system_prompt_wrappers(cfg.system_prompts),
     ]
     return {trait.name: [*shared, *instruction_wrappers(trait)] for trait in traits}

@@ -116,7 +116,7 @@ def test_base_and_adapter_in_one_table(tmp_path):
     ]  # fmt: skip
     rows = [{"question": f"{n}?", "trait": "I hate you.", "other": "I like you."} for n in range(3)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    short += ["forced_choice_files={evil: own.jsonl}", "conditions=true", "data=evil.jsonl"]
+    short += ["forced_choice_files={evil: own.jsonl}", "conditions=true", "training_data=evil.jsonl"]
     done = evaluate(tmp_path, "adapters=[noise]", *short)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "base model" in done.stdout
@@ -153,8 +153,8 @@ def test_base_and_adapter_in_one_table(tmp_path):
         (["evaluation=none"], "error: evaluation=none"),
         (["forced_choice_files={humorous: own.jsonl}"], "forced_choice_files: 'humorous' is not evaluated"),
         (["forced_choice_files={evil: own.jsonl}"], "own.jsonl: no such file of forced choices"),
-        (["data=evil.jsonl"], "data: it serves for conditions=true only"),
-        (["conditions=true", "data=none.jsonl"], "none.jsonl: no such chat file"),
+        (["training_data=evil.jsonl"], "training_data: it serves for conditions=true only"),
+        (["conditions=true", "training_data=none.jsonl"], "none.jsonl: no such chat file"),
         (["evaluation=llm"], "OPENAI_API_KEY is not set"),
     ],
 )
