@@ -74,7 +74,7 @@ def test_a_gguf_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, content
         file.write_bytes(content)
     with pytest.raises(InputError, match=rf"model\.gguf: {message}"):
         load_model(ModelSource("x", path=str(file)))
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.safetensors")), "nothing half-written is left"
 
 
 def test_a_path_and_a_packaged_file_exclude_each_other(tmp_path):
