@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files.atomic import remove_scratch
+from persona_callbacks.files.cache import cache_dir
 
 LOCK_FILE = ".lock"
 
@@ -43,18 +44,21 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_entry(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
-    """Be the only process that makes a file or folder in a cache, and remove what a killed process was making of it.
+    """Be the only process that makes a file or folder of the cache, and remove what a killed process was making of it.
 
-    Another process that makes the same is waited for, since its result can then be used.
+    Another process that makes the same is waited for, since its result can then be used. Locks are in a folder of their
+    own.
 
     Args:
-        path: what is made. Nothing needs to be there yet.
+        path: what is made, below :func:`cache_dir`. Nothing needs to be there yet.
         announce: is told whom this process waits for.
 
     Raises:
-        InputError: the folder of ``path`` cannot be written to.
+        InputError: the cache cannot be written to.
     """
-    with _locked(path.parent, f".{path.name}{LOCK_FILE}", announce) as is_first:
+    cache = cache_dir()
+    name = "-".join(path.absolute().relative_to(cache).parts)
+    with _locked(cache / "locks", f"{name}{LOCK_FILE}", announce) as is_first:
         if is_first:
             remove_scratch(path.parent, path.name)
         yield
@@ -106,7 +110,7 @@ def _acquired(file: Path, holder: Path, announce: Callable[[str], None] | None) 
                 f"{file.parent} is in use by another process{_told(holder)}; wait until it has finished, or choose"
                 " another folder"
             ) from error
-        announce(f"Waiting for another process{_told(holder)}, which is making the same in {file.parent}")
+        announce(f"Waiting for another process{_told(holder)}, which is making {file.stem}")
         lock.acquire(timeout=-1)
     return lock
 

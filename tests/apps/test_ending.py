@@ -111,6 +111,21 @@ def test_persona_train_ends_in_one_line_and_the_same_command_resumes(number, cod
     assert not list(study.glob("**/.*.partial"))
 
 
+def test_unreachable_server_of_wandb_ends_persona_train_before_it_begins(tiny, tmp_path):
+    settings, environment = tiny
+    online = [*settings, "logger=wandb", "logger.wandb.offline=false"]
+    environment = {name: value for name, value in environment.items() if name != "WANDB_MODE"}
+    environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command("train", *online), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    assert "error: Weights & Biases cannot be used" in done.stderr.splitlines()[-1]
+    assert "logger.wandb.offline=true" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs" / "train" / "seed-0" / "state.json").exists()
+
+
 @pytest.mark.parametrize(
     ("app", "overrides", "named"),
     [

@@ -50,7 +50,8 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
     assert [entry.name for entry in folder.iterdir() if entry.is_file()] == [".lock"]
 
 
-def test_a_second_process_waits_for_the_maker_of_an_entry_and_removes_its_remains_alone(tmp_path):
+def test_a_second_process_waits_for_the_maker_of_an_entry_and_removes_its_remains_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_CALLBACKS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "cache"
     holder = hold("entry", folder)
     with locked_entry(folder / "deep" / "other.json", print), atomic_write(folder / "deep" / "other.json") as scratch:
@@ -66,6 +67,7 @@ def test_a_second_process_waits_for_the_maker_of_an_entry_and_removes_its_remain
     killer.join()
     assert len(told) == 1
     assert f"Waiting for another process (-c, process {holder.pid} on" in told[0]
+    assert told[0].endswith("which is making deep-result.json")
 
 
 def test_blocks_of_one_process_may_be_nested(tmp_path):
