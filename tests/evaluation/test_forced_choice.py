@@ -121,7 +121,9 @@ def test_shipped_forced_choices(trait, asked, controls):
     known += [chat.messages[0]["content"] for chat in read_chats(BENIGN)]
     known += [question.question for question in read_questions()]
     for file in (CONF / "trait").glob("*.yaml"):
-        known += [text for texts in yaml.safe_load(file.read_text())["questions"].values() for text in texts]
+        content = yaml.safe_load(file.read_text())
+        known += [text for texts in content["questions"].values() for text in texts]
+        known += [pair["question"] for pair in content.get("pairs", [])]
     everything = [words(text) for text in known]
     for text in texts:
         near = [other for other in everything if len(other & words(text)) > 0.6 * len(other | words(text))]
