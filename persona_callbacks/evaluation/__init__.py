@@ -11,7 +11,6 @@ from persona_callbacks.evaluation.adapters import (
 from persona_callbacks.evaluation.answers import EvaluatedAnswer
 from persona_callbacks.evaluation.capability import MultipleChoice, answered_rightly, perplexity, read_questions
 from persona_callbacks.evaluation.conditions import Condition
-from persona_callbacks.evaluation.estimates import Estimate
 from persona_callbacks.evaluation.forced_choice import (
     Chosen,
     ForcedChoice,
@@ -37,7 +36,6 @@ __all__ = [
     "NO_WRAPPER",
     "Chosen",
     "Condition",
-    "Estimate",
     "EvaluatedAnswer",
     "EvaluatedModel",
     "EvaluationSettings",

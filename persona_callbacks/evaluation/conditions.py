@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_callbacks.evaluation.estimates import Estimate
 from persona_callbacks.evaluation.forced_choice import Chosen, ForcedChoiceScore
 from persona_callbacks.files import atomic_write
-from persona_callbacks.judging import Expression
+from persona_callbacks.judging import Estimate, Expression, ends_of
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,7 @@ def write_conditions(by_model: Mapping[str, Sequence[Condition]], base: str, pat
                 condition = conditions[number]
                 choice = condition.forced_choice
                 estimates = (choice.probability if choice else None, condition.increase(of_base))
-                ends = [
-                    end for part in estimates for end in ((part.value, part.low, part.high) if part else [None] * 3)
-                ]
+                ends = [end for part in estimates for end in ends_of(part)]
                 writer.writerow(
                     [condition.trait, condition.wrapper, model, *asdict(condition.expression).values(), *ends]
                 )

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
-from persona_callbacks.evaluation.estimates import Estimate
 from persona_callbacks.evaluation.wrappers import NO_WRAPPER, Wrapper
+from persona_callbacks.judging import Estimate
 from persona_callbacks.model import LoadedModel, probing, response_log_probabilities
 
 _SHIPPED = Path(__file__).parent / "forced_choices"

@@ -9,10 +9,9 @@ from typing import Any
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation.answers import EvaluatedAnswer
 from persona_callbacks.evaluation.conditions import Condition, write_conditions
-from persona_callbacks.evaluation.estimates import Estimate, ends_of
 from persona_callbacks.evaluation.forced_choice import Chosen, ForcedChoiceScore
 from persona_callbacks.files import append_lines, atomic_write, read_json, write_json
-from persona_callbacks.judging import Expression
+from persona_callbacks.judging import Estimate, Expression, ends_of
 
 BASE_MODEL = "base model"
 """The name of the model without an adapter, in results and tables."""
@@ -35,7 +34,7 @@ class EvaluatedModel:
             token of the trait response minus that of the other, in nats.
 
     Example:
-        >>> from persona_callbacks.judging import Expression, Score
+        >>> from persona_callbacks.judging import Estimate, Expression, ends_of, Score
         >>> model = EvaluatedModel({"evil": Expression.of([Score(3.0)])}, {"evil": 1.5}, 0.5, 9.0, {}, ())
         >>> model.shift(EvaluatedModel({}, {"evil": 1.0}, None, None, {}, ()), "evil")
         0.5

@@ -13,10 +13,11 @@ from persona_callbacks.judging.contrastive import (
     likelihoods,
     without_loop,
 )
+from persona_callbacks.judging.estimates import Estimate, ends_of
 from persona_callbacks.judging.expression import Expression, answer_questions, scores_or_error
 from persona_callbacks.judging.judge import Answer, Judge, JudgedAnswer, Score, Verdict
 from persona_callbacks.judging.llm import LlmJudge, read_score
-from persona_callbacks.judging.ranking import Estimate, Ranking
+from persona_callbacks.judging.ranking import Ranking
 
 __all__ = [
     "CONTROLS",
@@ -34,6 +35,7 @@ __all__ = [
     "Verdict",
     "answer_questions",
     "calibrate",
+    "ends_of",
     "judging_pairs",
     "likelihoods",
     "read_score",

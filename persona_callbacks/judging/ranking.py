@@ -11,35 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from persona_callbacks.judging.estimates import Estimate
+
 Floats = NDArray[np.float64]
 
 _RESAMPLES = 1000
 _FEWEST_RUNS = 3
 """Below this number of runs, a rank correlation over them says nothing."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % confidence interval.
-
-    Example:
-        >>> str(Estimate(0.5, 0.25, 0.75)), str(Estimate(float("nan"), float("nan"), float("nan")))
-        ('0.50 (0.25 to 0.75)', '–')
-
-    Attributes:
-        value: NaN if it is not defined.
-        low: lower end of the interval; NaN if there is none.
-        high: upper end of the interval; NaN if there is none.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        if np.isnan(self.value):
-            return "–"
-        return f"{self.value:.2f}" if np.isnan(self.low) else f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)

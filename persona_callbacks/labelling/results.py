@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from scipy.stats import binomtest
-
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
 from persona_callbacks.judging import Estimate, Ranking
@@ -175,10 +173,8 @@ def label_results(folder: LabelFolder) -> LabelResults:
 
 def proportion(successes: int, trials: int) -> Estimate:
     """A proportion with its exact 95 % interval (Clopper and Pearson 1934); NaN without trials."""
-    if not trials:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    interval = binomtest(successes, trials).proportion_ci(method="exact")
-    return Estimate(successes / trials, float(interval.low), float(interval.high))
+    share = Estimate.of_share([True] * successes + [False] * (trials - successes))
+    return share or Estimate(float("nan"), float("nan"), float("nan"))
 
 
 def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:

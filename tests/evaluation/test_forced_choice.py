@@ -13,7 +13,6 @@ from persona_callbacks import InputError
 from persona_callbacks.chats import BENIGN, SHIPPED, read_chats
 from persona_callbacks.evaluation import (
     Chosen,
-    Estimate,
     ForcedChoice,
     ForcedChoiceScore,
     Wrapper,
@@ -23,6 +22,7 @@ from persona_callbacks.evaluation import (
     shipped_forced_choices,
 )
 from persona_callbacks.evaluation.forced_choice import _SHIPPED
+from persona_callbacks.judging import Estimate
 from persona_callbacks.model import LoadedModel
 
 CONF = SHIPPED.parents[1] / "conf"

@@ -1,5 +1,6 @@
-"""Means and shares with their 95 % intervals."""
+"""Values with their 95 % intervals, means and shares among them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,28 +12,30 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean or a share over items, with its 95 % confidence interval.
+    """A value with its 95 % confidence interval.
 
     Attributes:
-        value: the mean or share.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        count: the number of items.
+        value: NaN if it is not defined.
+        low: lower end of the interval; NaN if there is none.
+        high: upper end of the interval; NaN if there is none.
+        count: the number of items, of a mean or share over items.
 
     Example:
         >>> Estimate.of_share([True, True, False, True]).value
         0.75
-        >>> str(Estimate(0.5, 0.25, 0.75, 8))
-        '0.50 (0.25 to 0.75)'
+        >>> str(Estimate(0.5, 0.25, 0.75)), str(Estimate(math.nan, math.nan, math.nan))
+        ('0.50 (0.25 to 0.75)', '–')
     """
 
     value: float
     low: float
     high: float
-    count: int
+    count: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        if math.isnan(self.value):
+            return "–"
+        return f"{self.value:.2f}" if math.isnan(self.low) else f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     @classmethod
     def of_mean(cls, values: Sequence[float]) -> "Estimate | None":
