@@ -269,7 +269,7 @@ class PersonaMonitor(RefusingCallback):
     ) -> None:
         """Add up the batch's projection; log and measure when an optimizer step has made it due."""
         assert self._batches is not None
-        self._batches.take(batch)
+        self._batches.take()
         if trainer.global_step == self._step_seen:
             return  # gradients are still being accumulated
         self._step_seen = trainer.global_step
