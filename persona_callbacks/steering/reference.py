@@ -1,14 +1,13 @@
 """Set-points from what the same recipe does on benign data."""
 
-import hashlib
-import json
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import parse_json, settings_fingerprint, unexpected
 from persona_callbacks.steering.reading import Reading, Sensor
 
 
@@ -73,25 +72,22 @@ class Reference:
             InputError: there is no such result, or it cannot be read.
         """
         try:
-            content = json.loads(self._file.read_text(encoding="utf-8"))
+            content = parse_json(self._file.read_bytes())
             readings = tuple(Reading(**reading) for reading in content["readings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self._file}: expected the result of a finished fine-tuning ({type(error).__name__}: {error})"
-            ) from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise unexpected(str(self._file), error, "the result of a finished fine-tuning") from error
         if not readings or readings[-1].step == 0:
             raise InputError(f"{self._file}: expected readings of a fine-tuning of at least one step, found none")
         return readings
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the readings: a run is resumed with the same set-points, wherever they are.
+        """A hash of the readings: a run is resumed with the same set-points, wherever they are.
 
         Raises:
             InputError: the result cannot be read.
         """
-        content = json.dumps([asdict(reading) for reading in self.readings], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return settings_fingerprint(self.readings)
 
     @property
     def _file(self) -> Path:
