@@ -8,7 +8,6 @@ import wandb
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +25,7 @@ from persona_callbacks.screening import (
     ScreeningFolder,
     ScreeningSettings,
     Summary,
+    is_first_process,
     kept_to_this_run,
     load_lines,
     log_screening,
@@ -48,7 +48,7 @@ def run(cfg: DictConfig) -> Summary:
     Raises:
         InputError: input that cannot be used; before any long work.
     """
-    is_first = getattr(rank_zero_only, "rank", 0) == 0  # several processes run this same program
+    is_first = is_first_process()  # several processes run this same program
     console = Console(quiet=not is_first)
     file = open_chat_file(cfg.data.path)
     folder = Path(cfg.out or f"outputs/screening/{file.path.stem}").absolute()

@@ -6,7 +6,7 @@ Imports `tracking`, `model` and what lies below them.
 from persona_callbacks.screening.folder import FlaggedChat, Kind, ScoredRow, ScreeningFolder, is_flagged
 from persona_callbacks.screening.logged import log_screening
 from persona_callbacks.screening.merging import merge
-from persona_callbacks.screening.plan import Screening
+from persona_callbacks.screening.plan import Screening, is_first_process
 from persona_callbacks.screening.prediction import (
     SHIPPED,
     PredictionLine,
@@ -43,6 +43,7 @@ __all__ = [
     "Use",
     "find_lines",
     "fit_line",
+    "is_first_process",
     "is_flagged",
     "kept_to_this_run",
     "load_lines",

@@ -17,6 +17,11 @@ from persona_callbacks.screening.settings import ScreeningSettings
 from persona_callbacks.screening.shards import Part
 
 
+def is_first_process() -> bool:
+    """Whether this is the first, or the only one, of the processes that run the same screening."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
 @dataclass(frozen=True)
 class Screening:
     """What is screened, how, and where to. :meth:`plan` makes it.
@@ -104,7 +109,7 @@ class Screening:
                     rejected += 1
                     yield row.line, row.problem
 
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if is_first_process():
             self.folder.write_rejects(rejects())
         else:  # the first process writes the file for all
             deque(rejects(), maxlen=0)

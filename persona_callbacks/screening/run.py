@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
@@ -15,7 +14,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.files import locked_folder
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.screening.merging import merge, write_rejects
-from persona_callbacks.screening.plan import Screening
+from persona_callbacks.screening.plan import Screening, is_first_process
 from persona_callbacks.screening.prediction import PredictionLine, find_lines
 from persona_callbacks.screening.shards import Shard, score_shard, unscored_shards
 from persona_callbacks.screening.summary import Summary
@@ -57,7 +56,7 @@ def kept_to_this_run(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another screening is at work in the folder, or it cannot be written to.
     """
-    with locked_folder(folder) if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+    with locked_folder(folder) if is_first_process() else nullcontext():
         yield
 
 
