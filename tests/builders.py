@@ -20,6 +20,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -144,6 +145,25 @@ def fit(module: pl.LightningModule, callbacks: list[pl.Callback], root: Path, **
     trainer = pl.Trainer(**(settings | kwargs), callbacks=callbacks)
     trainer.fit(module, batches(), batches(2, seed=5))
     return trainer
+
+
+def watched_fit(folder, tokenizer, monitor, steering, resume=None):
+    """Four epochs of three steps of a seeded run, with a checkpoint of each; gives the module, and α by step."""
+    torch.manual_seed(0)
+    seed_everything(7, verbose=False)
+    used = {}
+
+    class Watching(ForeignModule):
+        def training_step(self, batch, batch_idx):
+            used[self.trainer.global_step] = steering.coefficients["evil"]
+            return super().training_step(batch, batch_idx)
+
+    module = Watching(tiny_model(peft=True), tokenizer)
+    saver = ModelCheckpoint(folder, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = pl.Trainer(max_epochs=4, accelerator="cpu", logger=False, callbacks=[steering, monitor, saver],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(module, batches(3), ckpt_path=resume, weights_only=True if resume else None)
+    return module, used
 
 
 def all_hooks(module: torch.nn.Module) -> int:

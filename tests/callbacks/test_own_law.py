@@ -1,12 +1,9 @@
 """A law of a user's own, in real fits of a tiny model."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from builders import ForeignModule, batches, fit, make_vector, tiny_model, weights
+from builders import ForeignModule, fit, make_vector, tiny_model, watched_fit, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from persona_callbacks import InputError, Law, PersonaMonitor, PreventativeSteering
 
@@ -57,24 +54,11 @@ class Ratchet(Law):
 
 
 def run(folder, tokenizer, resume=None):
-    torch.manual_seed(0)
-    seed_everything(7, verbose=False)
     monitor, steering = (
         PersonaMonitor([make_vector()], every_n_steps=5),
         PreventativeSteering([make_vector()], Ratchet()),
     )
-    used = {}
-
-    class Watching(ForeignModule):
-        def training_step(self, batch, batch_idx):
-            used[self.trainer.global_step] = steering.coefficients["evil"]
-            return super().training_step(batch, batch_idx)
-
-    module = Watching(tiny_model(peft=True), tokenizer)
-    saver = ModelCheckpoint(folder, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
-    trainer = pl.Trainer(max_epochs=4, accelerator="cpu", logger=False, callbacks=[steering, monitor, saver],
-                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    trainer.fit(module, batches(3), ckpt_path=resume, weights_only=True if resume else None)
+    module, used = watched_fit(folder, tokenizer, monitor, steering, resume)
     return module, monitor, steering, used
 
 

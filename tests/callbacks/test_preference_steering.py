@@ -4,23 +4,20 @@ import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from builders import (
     PAIRS,
     ForeignModule,
-    batches,
     chat,
     fit,
     make_vector,
     slow_log_probability,
     tiny_model,
+    watched_fit,
     weights,
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from persona_callbacks import Adaptive, DriftGuard, InputError, PersonaMonitor, PreventativeSteering
 from persona_callbacks.model import LoadedModel
@@ -112,23 +109,10 @@ def test_pairs_are_needed(tokenizer, tmp_path):
 
 
 def run(folder, tokenizer, resume=None):
-    torch.manual_seed(0)
-    seed_everything(7, verbose=False)
     vector = causal_vector(tokenizer)
     monitor = PersonaMonitor([vector], every_n_steps=4)
     steering = PreventativeSteering([vector], Adaptive(start=0.2, sensor="preference", tolerance=0.0))
-    used = {}
-
-    class Watching(ForeignModule):
-        def training_step(self, batch, batch_idx):
-            used[self.trainer.global_step] = steering.coefficients["evil"]
-            return super().training_step(batch, batch_idx)
-
-    module = Watching(tiny_model(peft=True), tokenizer)
-    saver = ModelCheckpoint(folder, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
-    trainer = pl.Trainer(max_epochs=4, accelerator="cpu", logger=False, callbacks=[steering, monitor, saver],
-                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    trainer.fit(module, batches(3), ckpt_path=resume, weights_only=True if resume else None)
+    module, used = watched_fit(folder, tokenizer, monitor, steering, resume)
     return module, monitor, steering, used
 
 
