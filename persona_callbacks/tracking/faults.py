@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import wandb
 from lightning.pytorch.loggers import Logger
@@ -17,7 +20,8 @@ _ANSWER_SECONDS = 10
 def check_wandb(way_out: str) -> None:
     """Make sure, within seconds, that the server of Weights & Biases answers and accepts the API key.
 
-    ``wandb.init`` tries for minutes, and only when the first value is logged.
+    ``wandb.init`` tries for minutes, and only when the first value is logged. The address is asked before W&B's own
+    client is, which takes its time to give up, and on a busy machine does not.
 
     Args:
         way_out: the setting that logs offline, for the error.
@@ -26,14 +30,25 @@ def check_wandb(way_out: str) -> None:
         InputError: the server does not answer, or there is no key that it accepts.
     """
     try:
-        api = wandb.Api(timeout=_ANSWER_SECONDS)
-        api.viewer  # noqa: B018, asks the server
+        _expect_answer(wandb.setup().settings.base_url)
+        wandb.Api(timeout=_ANSWER_SECONDS).viewer  # noqa: B018, asks the server
     except Exception as error:  # wandb raises errors of its own, of requests, and plain ones
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
             f"Weights & Biases cannot be used: {reason}. Log offline, with {way_out} or the environment variable"
             " WANDB_MODE=offline (wandb sync uploads the run later); or leave it out, with WANDB_MODE=disabled"
         ) from error
+
+
+def _expect_answer(address: str) -> None:
+    try:
+        urlopen(address, timeout=_ANSWER_SECONDS).close()
+    except HTTPError:  # an answer, if not a page
+        pass
+    except OSError as error:
+        parts = urlsplit(address)
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a password stays out of messages
+        raise ConnectionError(f"no answer from {shown} ({getattr(error, 'reason', error)})") from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import yaml
 from commands import run_command
 
 from persona_callbacks import PersonaVector, Trait
+from persona_callbacks.files import LOCK_FILE
 from persona_callbacks.vectors import read_gguf, read_pt
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -63,7 +64,7 @@ def test_everything_is_written(finished):
         assert [(point["layer"], point["coefficient"]) for point in curve] == [(vector.layer, 0.0), (vector.layer, 1.0)]
         assert "is weak: it rests on" in done.stderr  # 20 of a kind were asked for, and some filtered
         assert trait in done.stdout
-    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+    assert {path.name for path in folder.rglob(".*")} <= {LOCK_FILE}, "something half-written was left"
 
 
 def test_exported_files_hold_the_vector(finished):
