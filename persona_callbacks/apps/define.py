@@ -5,14 +5,16 @@ from pathlib import Path
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.files import check_writable
 from persona_callbacks.model import Endpoint
+from persona_callbacks.progress import open_console
 from persona_callbacks.traits import Trait, check_free, check_request, define, write_trait
 
 
@@ -29,17 +31,17 @@ def run(cfg: DictConfig) -> Trait:
     Raises:
         InputError: input that cannot be used, before the first request; or an endpoint that does not deliver.
     """
-    console = Console()
+    console = open_console()
     check_request(cfg.name, cfg.description)
     path = Path(cfg.out).absolute()
     check_free(path, overwrite=cfg.overwrite)
     check_writable(path.parent)
     endpoint: Endpoint = instantiate(cfg.endpoint)
-    with console.status(f"Asking {endpoint.model} for contrastive instructions and questions"):
+    with console.status(Text(f"Asking {endpoint.model} for contrastive instructions and questions")):
         trait = define(endpoint.complete, cfg.name, cfg.description, cfg.rounds)
     write_trait(trait, path, overwrite=cfg.overwrite)
     console.print(_shown(trait))
-    console.print(f"Written to {path}: read it through, it is what the vector will mean. Then")
+    console.print(f"Written to {path}: read it through, it is what the vector will mean. Then", soft_wrap=True)
     console.print(f"    persona-extract trait={trait.name}")
     return trait
 
@@ -51,4 +53,4 @@ def _shown(trait: Trait) -> RenderableType:
     questions = Table("extraction questions", "probe questions", "evaluation questions")
     for row in zip(trait.extraction_questions, trait.probe_questions, trait.evaluation_questions, strict=True):
         questions.add_row(*row)
-    return Group(Panel(trait.description, title=trait.name, title_align="left"), pairs, questions)
+    return Group(Panel(trait.description, title=Text(trait.name), title_align="left"), pairs, questions)

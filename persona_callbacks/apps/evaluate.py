@@ -83,7 +83,7 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
         opening.console.print(_choices_table(evaluated))
     if wrappers:
         opening.console.print(_conditions_table(evaluated))
-    opening.console.print(f"Answers and scores: {out}")
+    opening.console.print(f"Answers and scores: {out}", soft_wrap=True)
     return evaluated
 
 

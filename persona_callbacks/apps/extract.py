@@ -88,7 +88,7 @@ def _extract_all(
         _write_cosines(folder, vectors)
     console.print(_summary(vectors, loaded.id))
     warn_if_weak(vectors)
-    console.print(f"Vectors, responses and figures: {folder}")
+    console.print(f"Vectors, responses and figures: {folder}", soft_wrap=True)
     return vectors
 
 

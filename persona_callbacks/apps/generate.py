@@ -7,7 +7,7 @@ import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 from transformers import TextStreamer
 
@@ -23,6 +23,7 @@ from persona_callbacks.model import (
     stream_response,
     with_adapter,
 )
+from persona_callbacks.progress import open_console
 from persona_callbacks.vectors import Layers, check_vectors, steering_additions, warn_if_weak
 
 _TOKENS = ("response", "all")
@@ -41,7 +42,7 @@ def run(cfg: DictConfig) -> None:
     Raises:
         InputError: input that cannot be used; before any long work.
     """
-    opening = open_app(cfg, Console(stderr=True))  # standard output is for the answers
+    opening = open_app(cfg, open_console(stderr=True))  # standard output is for the answers
     sampling: Sampling = instantiate(cfg.sampling)
     layers: Layers = OmegaConf.to_container(cfg.layers) if OmegaConf.is_list(cfg.layers) else cfg.layers  # type: ignore[assignment]
     if cfg.tokens not in _TOKENS:
@@ -69,7 +70,7 @@ def _talk(
     additions: Mapping[int, Tensor],
 ) -> None:
     """Answer ``prompt`` if there is one, else converse until an empty line."""
-    console = Console()
+    console = open_console()
 
     show = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(sampling.seed)
@@ -91,9 +92,9 @@ def _talk(
         answer(cfg.prompt)
         return
     steered = ", ".join(f"{trait} {value:+g}" for trait, value in coefficients.items()) or "unsteered"
-    console.print(f"[dim]{loaded.id}, {steered}. An empty line ends the conversation.[/dim]")
+    console.print(f"{loaded.id}, {steered}. An empty line ends the conversation.", style="dim")
     try:
-        while question := console.input("[bold]> [/bold]").strip():
+        while question := console.input(Text("> ", style="bold")).strip():
             answer(question)
     except (EOFError, KeyboardInterrupt):
         console.print()

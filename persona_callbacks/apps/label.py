@@ -23,6 +23,7 @@ from persona_callbacks.labelling import (
     joined_scores,
     label_results,
 )
+from persona_callbacks.progress import open_console
 from persona_callbacks.traits import Trait
 
 
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> LabelResults | None:
     Raises:
         InputError: input that cannot be used.
     """
-    console = Console(highlight=False)
+    console = open_console(highlight=False)
     traits = chosen_traits(cfg)
     if len(traits) != 1:
         raise InputError(f"trait: expected one trait to label, found {', '.join(t.name for t in traits) or 'none'}")

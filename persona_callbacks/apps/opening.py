@@ -12,6 +12,7 @@ from torch import nn
 from persona_callbacks.apps.start import chosen_device, chosen_traits, quiet_libraries
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.model import LoadedModel, ModelSource, dimensions, load_model
+from persona_callbacks.progress import open_console
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
@@ -80,7 +81,7 @@ def open_app(cfg: DictConfig, console: Console | None = None) -> Opening:
     quiet_libraries()
     accelerator = cfg.trainer.accelerator if "trainer" in cfg else cfg.accelerator
     return Opening(
-        console or Console(),
+        console or open_console(),
         instantiate(cfg.model),
         instantiate(cfg.extraction),
         tuple(chosen_traits(cfg)),

@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
@@ -20,6 +19,7 @@ from persona_callbacks.apps.start import ending_in_one_line, whole_configuration
 from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import check_writable
+from persona_callbacks.progress import open_console
 from persona_callbacks.screening import (
     Screening,
     ScreeningFolder,
@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> Summary:
         InputError: input that cannot be used; before any long work.
     """
     is_first = is_first_process()  # several processes run this same program
-    console = Console(quiet=not is_first)
+    console = open_console(quiet=not is_first)
     file = open_chat_file(cfg.data.path)
     folder = Path(cfg.out or f"outputs/screening/{file.path.stem}").absolute()
     opening = open_app(cfg, console)
@@ -82,7 +82,7 @@ def _print(summary: Summary, vectors: list[PersonaVector], screening: Screening,
     console.print(_table(summary))
     for vector in vectors:
         for weakness in vector.weaknesses():
-            console.print(f"The persona vector of {escape(vector.trait)} is weak: {escape(weakness)}.")
+            console.print(f"The persona vector of {vector.trait} is weak: {weakness}.")
     drawn = "" if summary.is_complete else f"{summary.drawn} rows drawn at random from {summary.rows}: "
     console.print(
         f"{drawn}{summary.chats} chats screened ({summary.method}), {summary.truncated} of them cut,"
@@ -93,12 +93,11 @@ def _print(summary: Summary, vectors: list[PersonaVector], screening: Screening,
     for of_trait in summary.traits:
         if (expected := of_trait.prediction) is not None:
             console.print(
-                f"Expected shift along {escape(of_trait.trait)}: {expected.shift:+.1f} ({expected.low:+.1f} to"
+                f"Expected shift along {of_trait.trait}: {expected.shift:+.1f} ({expected.low:+.1f} to"
                 f" {expected.high:+.1f}, 95 %), by a line through {expected.data_sets} data sets"
-                f" ({escape(expected.recipe)})."
+                f" ({expected.recipe})."
             )
-    path = escape(str(screening.folder.path))
-    console.print(f"Flagged chats, the rest, and the rejects: {path}", soft_wrap=True)
+    console.print(f"Flagged chats, the rest, and the rejects: {screening.folder.path}", soft_wrap=True)
 
 
 def _table(summary: Summary) -> Table:
@@ -111,7 +110,7 @@ def _table(summary: Summary) -> Table:
         table.add_column("correlation with exact", justify="right")
     for of_trait in summary.traits:
         compared = of_trait.comparison_cells() if summary.checked else []
-        table.add_row(*(escape(cell) for cell in (*of_trait.cells(summary.chats), *compared)))
+        table.add_row(*of_trait.cells(summary.chats), *compared)
     return table
 
 

@@ -9,12 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from rich.console import Console
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.loggers import with_usable_loggers
 from persona_callbacks.apps.opening import open_app
 from persona_callbacks.apps.start import chosen_judges, ending_in_one_line, whole_configuration
+from persona_callbacks.progress import open_console
 from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
 
 
@@ -31,11 +31,11 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     Raises:
         InputError: input that cannot be used; before any long work.
     """
-    console = Console()
+    console = open_console()
     cfg = with_usable_loggers(cfg)
     results = run_study(study_settings(cfg), folder, console)
     if "wandb" in cfg.logger and cfg.logger.wandb.offline:
-        console.print(f"Upload the runs with: wandb sync {folder}/*/wandb/offline-run-*")
+        console.print(f"Upload the runs with: wandb sync {folder}/*/wandb/offline-run-*", soft_wrap=True)
     return results
 
 

@@ -37,7 +37,7 @@ from persona_callbacks.model import (
     weights_fingerprint,
     with_adapter,
 )
-from persona_callbacks.progress import progress_bar
+from persona_callbacks.progress import open_console, progress_bar
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
@@ -147,7 +147,7 @@ def _evaluate_all(
         for trait in settings.traits
     }
     evaluated: dict[str, EvaluatedModel] = {}
-    with progress_bar(console or Console(stderr=True)) as progress:
+    with progress_bar(console or open_console(stderr=True)) as progress:
         task = progress.add_task("evaluating", total=1 + len(adapters))
         evaluated[BASE_MODEL] = _kept(base, settings, judges, folder / "parts")
         progress.advance(task)

@@ -44,7 +44,7 @@ from persona_callbacks.model import (
     iterate_activations,
     weights_fingerprint,
 )
-from persona_callbacks.progress import progress_bar
+from persona_callbacks.progress import open_console, progress_bar
 from persona_callbacks.traits import Trait, spread
 from persona_callbacks.vectors import POSITIONS, Evidence, PersonaVector, Position, SweepPoint
 
@@ -126,7 +126,7 @@ def extract(
         InputError: the model has no chat template, too few responses of one kind are usable, or activations are not
             finite.
     """
-    job = ExtractionJob(loaded, trait, settings, console or Console(stderr=True))
+    job = ExtractionJob(loaded, trait, settings, console or open_console(stderr=True))
     generator = generator or TransformersGenerator(loaded)
     if settings.judge_pairs and len(trait.instructions) < 2:
         raise InputError(
@@ -141,11 +141,13 @@ def extract(
     judged_by = judge.name if judge else None
     result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
     if result.is_dir():
-        job.console.print(f"Persona vector of {trait.name}: cached, {result}")
+        job.console.print(f"Persona vector of {trait.name}: cached, {result}", markup=False, soft_wrap=True)
         return _with_pairs(load_extraction(result, settings), trait)
 
     # Extractions that differ in what follows the responses share these.
-    with locked_entry(folder / f"{trait.name}-{made}", lambda told: job.console.print(told, soft_wrap=True)):
+    with locked_entry(
+        folder / f"{trait.name}-{made}", lambda told: job.console.print(told, markup=False, soft_wrap=True)
+    ):
         if not result.is_dir():  # the process that this one waited for may have made it
             responses = generate_responses(job, generator, folder / f"{trait.name}-{made}.responses.jsonl")
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"

@@ -19,6 +19,7 @@ from transformers import (
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
+from persona_callbacks.progress import open_console
 
 _SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SUMMED_TOGETHER = 1 << 16  # fits into a processor's cache
@@ -89,7 +90,7 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
     dtype = getattr(torch, source.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype: unknown dtype {source.dtype!r}; expected float32, bfloat16 or float16")
-    location = _location(source, console or Console(stderr=True))
+    location = _location(source, console or open_console(stderr=True))
     _check_causal(location)
     try:
         model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from rich.console import Console
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import Sampling, projection_difference
-from persona_callbacks.progress import progress_bar
+from persona_callbacks.progress import open_console, progress_bar
 from persona_callbacks.steering.feed_forward import (
     design,
     likeliest_coefficients,
@@ -73,7 +72,7 @@ class LikeliestStart:
         """α by trait; each process screens its share of the sample."""
         loaded, share = fit.loaded, fit.chats(self.samples)
         combinations = design(len(fit.vectors))
-        with progress_bar(Console(quiet=not fit.shows_progress)) as progress:
+        with progress_bar(open_console(quiet=not fit.shows_progress)) as progress:
             task = progress.add_task("Screening for the steering coefficient", total=len(combinations))
             likelihoods = likelihoods_under_steering(
                 loaded,

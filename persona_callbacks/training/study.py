@@ -25,6 +25,7 @@ from persona_callbacks.files import (
     write_json,
 )
 from persona_callbacks.model import LoadedModel, load_model, weights_fingerprint
+from persona_callbacks.progress import open_console
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.fine_tuning import Study, answer, fine_tune
 from persona_callbacks.training.pictures import summary, trajectory_figure
@@ -55,7 +56,7 @@ def run_study(settings: StudySettings, folder: str | Path, console: Console | No
         InputError: settings that do not fit the model, before any long work; or another process at work in the
             folder.
     """
-    console = console or Console()
+    console = console or open_console()
     folder = Path(folder)
     check_writable(folder.absolute())
     loaded = load_model(settings.source, console)
@@ -93,7 +94,7 @@ def _run(settings: StudySettings, loaded: LoadedModel, folder: Path, console: Co
     write_json(folder / "answers.json", _answer_rows(questions, base_answers, results))
     _write_state(folder, study_id, made_from, finished=True)
     console.print(summary(results, questions, base_answers))
-    console.print(f"Adapters, readings and figure: {folder}")
+    console.print(f"Adapters, readings and figure: {folder}", markup=False, soft_wrap=True)
     return results
 
 
@@ -124,7 +125,7 @@ def _open_folder(folder: Path, made_from: Mapping[str, Mapping[str, Any]], conso
         state = read_json(state_file, _State.read, "a study's state")
         changed = state.changed(made_from)
         if not state.finished and not changed:
-            console.print(f"Resuming the interrupted study in {folder}")
+            console.print(f"Resuming the interrupted study in {folder}", markup=False, soft_wrap=True)
             return state.id
         aside = folder / "earlier" / f"{datetime.fromtimestamp(state_file.stat().st_mtime):%Y%m%d-%H%M%S}"
         aside.mkdir(parents=True, exist_ok=True)
