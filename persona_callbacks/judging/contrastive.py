@@ -115,7 +115,8 @@ class ContrastiveJudge:
         said = [replace(answer, response=without_loop(answer.response)) for answer in answers]
         margins = likelihoods(self._loaded, self._trait, said, self._pairs, advance).margins
         expressions = self._calibration.expressions(margins).tolist()
-        return [Score(None if math.isnan(expression) else expression) for expression in expressions]
+        both = zip(expressions, margins[:, 0].tolist(), strict=True)
+        return [Score(None) if math.isnan(expression) else Score(expression, raw=raw) for expression, raw in both]
 
 
 def without_loop(text: str) -> str:

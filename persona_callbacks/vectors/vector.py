@@ -158,11 +158,8 @@ class PersonaVector:
         ):
             if len(values) > self.layer and values[self.layer] < least:
                 reasons.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
-        if self.calibration is not None and self.calibration.auc < _LOW_AUC:
-            reasons.append(
-                f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
-                f" {self.calibration.auc:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
-            )
+        if self.calibration is not None:
+            reasons += self.calibration.weaknesses()
         if self.probes_also_evaluate:
             reasons.append(
                 "its probes are the evaluation questions, as an older version stored them, so what controls a training"
