@@ -70,7 +70,7 @@ class LabelCalibration:
 
     def save(self, path: Path) -> None:
         """Write ``calibration.json``."""
-        write_json(path, {**asdict(self), "calibration": asdict(self.calibration)})
+        write_json(path, {**asdict(self), "calibration": self.calibration.content()})
 
     @classmethod
     def load(cls, path: str | Path) -> "LabelCalibration":

@@ -1,7 +1,7 @@
 """What maps a contrastive judge's log-likelihoods to trait expression."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Calibration:
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> "Calibration":
-        """Read what ``dataclasses.asdict`` gave, as it is stored with a persona vector.
+        """Read what :meth:`content` gave, as it is stored with a persona vector.
 
         Raises:
             InputError: a key is missing, a value is not a number, or offsets and scales differ in length.
@@ -93,6 +93,10 @@ class Calibration:
                 f" {len(calibration.scales)} scales; expected one of each for every column"
             )
         return calibration
+
+    def content(self) -> dict[str, Any]:
+        """What files store; without the gap if it is not known, as files of older versions are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def weaknesses(self) -> list[str]:
         """What speaks against relying on the judge, in words: see :func:`judge_weaknesses`."""

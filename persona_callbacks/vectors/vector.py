@@ -228,7 +228,7 @@ class PersonaVector:
             "pairs": json.dumps([asdict(pair) for pair in self.pairs]),
             "counts": json.dumps({} if self.counts is None else asdict(self.counts)),
             "statistics": json.dumps(self.evidence.statistics()),
-            "judge": json.dumps({} if self.calibration is None else asdict(self.calibration)),
+            "judge": json.dumps({} if self.calibration is None else self.calibration.content()),
             "trait_fingerprint": self.trait_fingerprint,
             "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,
