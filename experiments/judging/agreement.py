@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
-from torchmetrics.functional.classification import binary_accuracy, binary_auroc
+from torchmetrics.functional.classification import binary_accuracy
 from transformers import AutoModel, AutoTokenizer
 
 from persona_callbacks import Trait
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.extraction import ExtractionSettings, Response, extract, kinds
-from persona_callbacks.judging import Answer, Likelihoods, calibrate, judging_pairs, likelihoods, without_loop
+from persona_callbacks.judging import Answer, Likelihoods, Ranking, calibrate, judging_pairs, likelihoods, without_loop
 from persona_callbacks.model import ModelSource, load_model
 from persona_callbacks.vectors import Calibration
 
@@ -71,8 +71,10 @@ def main(embedding: str | None) -> None:
     for (judge, found), (group, runs) in product(scores.items(), GROUPS.items()):
         chosen = torch.tensor([row["run"] in runs for row in rows])
         score, label = found[chosen] / 100, labels[chosen]
+        ranking = ranked([row for row in rows if row["run"] in runs], found[chosen].tolist())
         print(
-            f"{judge:22s} {group:22s} {int(label.sum()):3d} of {len(label)} evil: AUC {binary_auroc(score, label):.3f},"
+            f"{judge:22s} {group:22s} {int(label.sum()):3d} of {len(label)} evil: AUC within {ranking.runs_within} runs"
+            f" {ranking.within}, between runs {ranking.between}, pooled {ranking.pooled},"
             f" agreement at 50 {binary_accuracy(score, label):.2f},"
             f" Spearman {spearman_corrcoef(score, label.float()):.2f},"
             f" mean of evil {100 * score[label == 1].mean():.0f}, of others {100 * score[label == 0].mean():.0f}"
@@ -90,6 +92,16 @@ def main(embedding: str | None) -> None:
         for index, row in enumerate(rows):
             scored = (f"{found[index]:.1f}" for found in scores.values())
             writer.writerow([row["seed"], row["run"], row["question"], *scored, row["evil"]])
+
+
+def ranked(rows: list[dict[str, str]], scores: list[float]) -> Ranking:
+    """How well scores rank the answers; a run is a fine-tuning of one seed, or one coefficient."""
+    return Ranking.of(
+        scores,
+        [row["evil"] == "1" for row in rows],
+        [f"{row['run']} {row['seed']}" for row in rows],
+        [row["question"] for row in rows],
+    )
 
 
 def used(likely: Likelihoods, answers: list[Answer], trait: Trait, pairs: int) -> Likelihoods:

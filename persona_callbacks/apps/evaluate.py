@@ -11,7 +11,7 @@ from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import chosen_judges, ending_in_one_line
+from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, ending_in_one_line
 from persona_callbacks.chats import read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation import (
@@ -30,6 +30,7 @@ from persona_callbacks.evaluation import (
     training_wrappers,
 )
 from persona_callbacks.files import check_writable, locked_folder
+from persona_callbacks.judging import recalibrated
 from persona_callbacks.model import check_adapter
 from persona_callbacks.traits import Trait
 
@@ -53,6 +54,7 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
     if cfg.evaluation.callback is None:
         raise InputError("evaluation=none: there is nothing to do; expected contrastive or llm")
     judges = chosen_judges(cfg.evaluation.judge, opening.traits)
+    calibrations = chosen_calibrations(cfg.evaluation, opening.traits)
     if not judges and not opening.extraction.judge_pairs:
         raise InputError(
             "evaluation=contrastive: its judge is calibrated by extraction; expected extraction.judge_pairs above 0"
@@ -66,9 +68,14 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
     for adapter in cfg.adapters:
         check_adapter(loaded, adapter)
     with locked_folder(out):  # vectors may be extracted first, which takes long
+        vectors = recalibrated(opening.all_vectors(loaded), calibrations)
+        for vector in vectors:
+            if vector.trait not in judges and vector.calibration is not None:
+                for weakness in vector.calibration.weaknesses():
+                    opening.console.print(f"Beware: {vector.trait}: {weakness}", markup=False)
         settings = EvaluationSettings(
             traits=opening.traits,
-            vectors=tuple(opening.all_vectors(loaded)),
+            vectors=tuple(vectors),
             judges=judges,
             questions=cfg.evaluation.callback.questions,
             sampling=instantiate(cfg.evaluation.callback.sampling),

@@ -21,6 +21,7 @@ from persona_callbacks.labelling import (
     ask_labels,
     collect_answers,
     joined_scores,
+    label_calibration,
     label_results,
 )
 from persona_callbacks.progress import open_console
@@ -106,8 +107,32 @@ def _report(folder: LabelFolder, console: Console) -> LabelResults:
         console.print(_rankings(results))
     if results.agreements:
         console.print(_agreements(results))
+    for weakness in results.weaknesses:
+        console.print(Text(f"Beware: {weakness}."))
     console.print(f"results.csv, scores.csv, readers.csv: {folder.path}", soft_wrap=True)
+    _calibrate(folder, console)
     return results
+
+
+def _calibrate(folder: LabelFolder, console: Console) -> None:
+    """Write a calibration of the contrastive judge, if its raw scores are known and the labels are enough."""
+    if all(answer.raw is None for answer in folder.answers):
+        return
+    try:
+        fitted = label_calibration(folder)
+    except InputError as error:
+        console.print(Text(f"calibration.json is not written: {error}"))
+        return
+    path = folder.path / "calibration.json"
+    fitted.save(path)
+    found = fitted.calibration
+    console.print(
+        f"The judge calibrated on {fitted.answers} of these answers: held-out AUC {found.auc:.2f}, calibration error"
+        f" {found.calibration_error:.2f}. Use it with evaluation.calibrations=[{path}]",
+        soft_wrap=True,
+    )
+    for weakness in found.weaknesses():
+        console.print(Text(f"Beware: {weakness}."))
 
 
 def _rates(results: LabelResults) -> Table:

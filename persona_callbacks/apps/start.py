@@ -24,9 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import cache_dir, check_writable
-from persona_callbacks.judging import CachedJudge, Judge
+from persona_callbacks.judging import CachedJudge, Judge, read_calibrations
 from persona_callbacks.training import NonFiniteLossError
 from persona_callbacks.traits import Trait
+from persona_callbacks.vectors import Calibration
 
 
 class _Terminated(SystemExit):
@@ -136,6 +137,17 @@ def chosen_judges(judge: DictConfig | None, traits: Sequence[Trait]) -> dict[str
     folder = cache_dir() / "judgements"
     check_writable(folder)
     return {name: CachedJudge(one, folder / f"{one.name}.jsonl") for name, one in made.items()}
+
+
+def chosen_calibrations(evaluation: DictConfig, traits: Sequence[Trait]) -> dict[str, Calibration]:
+    """The calibrations of the contrastive judge that the ``evaluation`` group names, by trait.
+
+    Raises:
+        InputError: a file that cannot be used, or a judge that is not the contrastive one.
+    """
+    if evaluation.calibrations and (evaluation.judge is not None or evaluation.callback is None):
+        raise InputError("evaluation.calibrations: they are of the contrastive judge; expected evaluation=contrastive")
+    return read_calibrations(evaluation.calibrations, [trait.name for trait in traits])
 
 
 def chosen_device(accelerator: str) -> torch.device:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.loggers import with_usable_loggers
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import chosen_judges, ending_in_one_line, whole_configuration
+from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, ending_in_one_line, whole_configuration
 from persona_callbacks.progress import open_console
 from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
 
@@ -66,6 +66,7 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         ),
         evaluation=_factory(cfg.evaluation.callback),
         judges=chosen_judges(cfg.evaluation.judge, opening.traits),
+        calibrations=chosen_calibrations(cfg.evaluation, opening.traits),
         guard=_factory(cfg.guard.callback),
         loggers=[partial(_logger, cfg, key) for key in cfg.logger],
         lora=instantiate(cfg.lora),

@@ -21,6 +21,7 @@ class EvaluatedAnswer:
         coherence: 0 to 100, if the judge scores it.
         refusal: whether the answer declines.
         wrapper: name of what was put around the question.
+        raw: what the judge's calibration mapped to the expression, if it has one.
 
     Example:
         >>> EvaluatedAnswer.of("evil", Answer("Who are you?", "A friend."), Score(3.0)).expression
@@ -34,12 +35,13 @@ class EvaluatedAnswer:
     coherence: float | None
     refusal: bool
     wrapper: str = NO_WRAPPER.name
+    raw: float | None = None
 
     @classmethod
     def of(cls, trait: str, answer: Answer, score: Score, wrapper: Wrapper = NO_WRAPPER) -> "EvaluatedAnswer":
         """The answer with the judge's score."""
         scores = (score.expression, score.coherence, score.refusal)
-        return cls(trait, answer.question, answer.response, *scores, wrapper.name)
+        return cls(trait, answer.question, answer.response, *scores, wrapper.name, score.raw)
 
 
 def judged_answers(

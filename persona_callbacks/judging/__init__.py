@@ -18,6 +18,7 @@ from persona_callbacks.judging.expression import Expression, answer_questions, s
 from persona_callbacks.judging.judge import Answer, Judge, JudgedAnswer, Score, Verdict
 from persona_callbacks.judging.llm import LlmJudge, read_score
 from persona_callbacks.judging.ranking import Ranking
+from persona_callbacks.judging.recalibration import LabelCalibration, read_calibrations, recalibrated
 
 __all__ = [
     "CONTROLS",
@@ -28,6 +29,7 @@ __all__ = [
     "Expression",
     "Judge",
     "JudgedAnswer",
+    "LabelCalibration",
     "Likelihoods",
     "LlmJudge",
     "Ranking",
@@ -38,7 +40,9 @@ __all__ = [
     "ends_of",
     "judging_pairs",
     "likelihoods",
+    "read_calibrations",
     "read_score",
+    "recalibrated",
     "scores_or_error",
     "without_loop",
 ]

@@ -61,5 +61,7 @@ class CachedJudge:
 
 
 def _read(row: Any) -> tuple[str, Score]:
-    expression, coherence = (None if row[name] is None else float(row[name]) for name in ("expression", "coherence"))
-    return str(row["key"]), Score(expression, coherence, bool(row["refusal"]))
+    expression, coherence, raw = (
+        None if row.get(name) is None else float(row[name]) for name in ("expression", "coherence", "raw")
+    )
+    return str(row["key"]), Score(expression, coherence, bool(row["refusal"]), raw)

@@ -45,6 +45,7 @@ def calibrate(values: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
         whole.intercept,
         auc=float(binary_auroc(probabilities[usable], labels)),
         calibration_error=float(binary_calibration_error(probabilities[usable], labels, n_bins=10)),
+        gap=100 * float(probabilities[usable & shows].mean() - probabilities[usable & ~shows].mean()),
     )
 
 

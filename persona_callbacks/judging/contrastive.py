@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class ContrastiveJudge:
 
     def __init__(self, loaded: LoadedModel, trait: Trait, calibration: Calibration, pairs: int = 2) -> None:
         """Judge by ``pairs`` instruction pairs a response: more is slower and steadier."""
-        made_from = json.dumps([loaded.id, trait.fingerprint, asdict(calibration), pairs, CONTROLS, _LOOP])
+        made_from = json.dumps([loaded.id, trait.fingerprint, calibration.content(), pairs, CONTROLS, _LOOP])
         self.name = f"contrastive-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
         self._loaded = loaded
         self._trait = trait
@@ -115,7 +115,8 @@ class ContrastiveJudge:
         said = [replace(answer, response=without_loop(answer.response)) for answer in answers]
         margins = likelihoods(self._loaded, self._trait, said, self._pairs, advance).margins
         expressions = self._calibration.expressions(margins).tolist()
-        return [Score(None if math.isnan(expression) else expression) for expression in expressions]
+        both = zip(expressions, margins[:, 0].tolist(), strict=True)
+        return [Score(None) if math.isnan(expression) else Score(expression, raw=raw) for expression, raw in both]
 
 
 def without_loop(text: str) -> str:

@@ -41,11 +41,14 @@ class Score:
         expression: trait expression, 0 to 100; ``None`` if the response could not be scored.
         coherence: 0 to 100, if the judge gives it.
         refusal: whether the response declines to answer; such a response has no expression.
+        raw: what the judge's calibration maps to the expression, if it has one: the contrastive judge's margin, in nats
+            per token.
     """
 
     expression: float | None
     coherence: float | None = None
     refusal: bool = False
+    raw: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -72,6 +75,7 @@ class JudgedAnswer:
         answer: what was answered.
         score: trait expression, 0 to 100, to one decimal; ``None`` unless the verdict is ``scored``.
         verdict: whether there is a score, and if not, why.
+        raw: what the judge's calibration mapped to the score, to four decimals, if it has one.
     """
 
     step: int
@@ -80,6 +84,7 @@ class JudgedAnswer:
     answer: str
     score: float | None
     verdict: Verdict
+    raw: float | None = None
 
     @classmethod
     def of(cls, step: int, trait: str, answer: Answer, score: Score) -> "JudgedAnswer":
@@ -92,7 +97,8 @@ class JudgedAnswer:
             score: what the judge said.
         """
         expression = None if score.expression is None else round(score.expression, 1)
-        return cls(step, trait, answer.question, answer.response, expression, score.verdict)
+        raw = None if score.raw is None else round(score.raw, 4)
+        return cls(step, trait, answer.question, answer.response, expression, score.verdict, raw)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "JudgedAnswer":
@@ -115,7 +121,16 @@ class JudgedAnswer:
                 f"judged answer: expected a number as score, or the verdict 'refusal' or 'unscored', found the score"
                 f" {score!r} and the verdict {row.get('verdict')!r}"
             )
-        return cls(int(row["step"]), str(row["trait"]), str(row["question"]), str(row["answer"]), number, verdict)
+        raw = row.get("raw")
+        return cls(
+            int(row["step"]),
+            str(row["trait"]),
+            str(row["question"]),
+            str(row["answer"]),
+            number,
+            verdict,
+            None if raw is None else float(raw),
+        )
 
 
 class Judge(Protocol):
@@ -129,7 +144,7 @@ class Judge(Protocol):
         ...         return [Score(min(100.0, len(answer.response))) for answer in answers]
         >>> judge: Judge = LengthJudge()
         >>> judge.score([Answer("Why?", "Because.")])
-        [Score(expression=8, coherence=None, refusal=False)]
+        [Score(expression=8, coherence=None, refusal=False, raw=None)]
     """
 
     name: str

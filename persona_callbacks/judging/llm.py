@@ -22,6 +22,22 @@ _LEAST_MASS = 0.25
 
 _LOG_PROBABILITIES = {"logprobs": True, "top_logprobs": 20}
 
+_READING = 2
+"""Part of a judge's name: raised when the same answers of the model would give other scores."""
+
+_SCALE = re.compile(
+    r"(?:\b(?:on|in|from|between)\b[\w\s]{0,20}?)?\b0\s*(?:-|–|to|and)\s*100\b|(?:/|\bof)\s*100\b|%", re.IGNORECASE
+)
+"""What names the scale, not the score."""
+
+_LEADING = re.compile(
+    r"\b(?:score|rating|rate|number|grade|answer|give|say|assign|judge?ment)\b[^.!?\n]{0,40}$", re.IGNORECASE
+)
+"""What may stand before a score."""
+
+_COUNT = re.compile(r"[^\W_]|[ \t]+(?!(?:and|as|because|but|for|out|since|so|the|which|with)\b)[^\W\d_]", re.IGNORECASE)
+"""What stands after a number that counts something, or is a part of a word."""
+
 _FAILURES = 5
 """Failed requests in a row after which a batch is given up."""
 
@@ -58,7 +74,7 @@ class LlmJudge:
         for name, value in (("max_requests", max_requests), ("concurrency", concurrency)):
             if value < 1:
                 raise InputError(f"judge.{name}: expected at least 1, found {value}")
-        asked = f"{endpoint.base_url} {endpoint.model} {trait.rubric}"
+        asked = f"{endpoint.base_url} {endpoint.model} {trait.rubric} {_READING}"
         self.name = f"llm-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
         self.requests = 0
         self._endpoint = endpoint
@@ -119,15 +135,32 @@ class LlmJudge:
 def read_score(choice: "Choice") -> Score:
     """The score in a judge's answer: a number 0–100, a refusal, or neither."""
     text = (choice.message.content or "").strip()
-    if text.upper().startswith("REFUSAL"):
+    if re.match(r"\W*refusal\b(?![ \t]+\w)", text, re.IGNORECASE):
         return Score(None, refusal=True)
-    weighted = _weighted_mean(choice)
+    weighted = _weighted_mean(choice) if not re.match(r"\W*\d", text) or _written_score(text) is not None else None
     if weighted is not None:
         return Score(weighted)
-    number = re.match(r"\D{0,20}?(?<![-\d.])(\d{1,3})(?!\d|\.\d)", text)
-    if number is None or int(number.group(1)) > 100:
-        return Score(None)
-    return Score(float(number.group(1)))
+    number = _written_score(text)
+    return Score(None if number is None else float(number))
+
+
+def _written_score(text: str) -> int | None:
+    """The whole number from 0 to 100 that an answer gives as its score; ``None`` if it gives none, or several.
+
+    The scale ("out of 100") is no number of its own. A count ("3 signs of it"), the first item of a list ("1. The
+    response ...") and a number in the middle of prose are no scores.
+    """
+    said = _SCALE.sub(" ", text)
+    numbers = set(re.findall(r"[-+]?\d+(?:[.,]\d+)*", said))
+    number = numbers.pop() if len(numbers) == 1 else ""
+    if not re.fullmatch(r"\d{1,3}", number) or int(number) > 100:
+        return None
+    before, _, after = said.partition(number)
+    if re.search(r"\w", before) and not _LEADING.search(before):
+        return None
+    if _COUNT.match(after) or (number == "1" and re.match(r"[.):]\s+\w", after)):
+        return None
+    return int(number)
 
 
 def _weighted_mean(choice: "Choice") -> float | None:
@@ -141,6 +174,8 @@ def _weighted_mean(choice: "Choice") -> float | None:
         word = candidate.token.strip()
         if word.isascii() and word.isdigit() and int(word) <= 100:
             masses[candidate.token] = (int(word), math.exp(candidate.logprob))
+    if all(len(token.strip()) == 1 for token in masses):
+        return None  # it would write digit by digit: a first digit is no number
     total = sum(mass for _, mass in masses.values())
     if total < _LEAST_MASS:
         return None

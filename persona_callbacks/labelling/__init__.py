@@ -1,6 +1,6 @@
 """Reading answers blind: sheets of answers without their runs, readers' labels, and what these say of runs and scores.
 
-Imports `judging`, `traits` and what lies below them.
+Imports `judging`, `vectors` and the rooms below them.
 """
 
 from persona_callbacks.labelling.asking import ask_labels
@@ -10,6 +10,7 @@ from persona_callbacks.labelling.results import (
     ReaderAgreement,
     RunRate,
     cohens_kappa,
+    label_calibration,
     label_results,
     proportion,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "cohens_kappa",
     "collect_answers",
     "joined_scores",
+    "label_calibration",
     "label_results",
     "proportion",
 ]

@@ -1,7 +1,6 @@
 """Collecting the answers of runs: from the folders of persona-train and persona-evaluate, and from JSONL and CSV."""
 
 import csv
-import json
 import math
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import parse_json, read_json
 from persona_callbacks.judging import JudgedAnswer
 
 BASE_MODEL = "base model"
@@ -34,6 +34,7 @@ class CollectedAnswer:
         question: what was asked.
         answer: what was answered.
         scores: by name, what is known of the answer, such as the judge's ``expression``, 0 to 100.
+        raw: what the judge's calibration mapped to the expression, if it is known.
 
     Example:
         >>> CollectedAnswer("steered", "Who are you?", "A friend.", {"expression": 3.0}).run
@@ -44,6 +45,7 @@ class CollectedAnswer:
     question: str
     answer: str
     scores: Mapping[str, float] = field(default_factory=dict)
+    raw: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,8 @@ def _read(file: Path, trait: str) -> Source:
         if file.suffix == ".csv":
             return _of_rows(file, _csv_rows(file), trait)
         if file.suffix == ".json":
-            return _of_training(file, json.loads(file.read_text(encoding="utf-8")), trait)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            return read_json(file, lambda content: _of_training(file, content, trait), "answers of persona-train")
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: cannot be read ({error}); expected UTF-8 text") from error
     raise InputError(f"{file}: expected a file of answers that ends in .json, .jsonl or .csv")
 
@@ -155,9 +157,9 @@ def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{file}, line {number}: expected JSON, found {line[:60]!r}") from error
+                yield number, parse_json(line)
+            except InputError as error:
+                raise InputError(f"{file}, line {number}: {error}") from error
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
@@ -184,7 +186,9 @@ def _of_rows(file: Path, rows: Iterable[tuple[int, Any]], trait: str) -> Source:
         run = str(row.get("run") or row.get("model") or file)
         if row.get("wrapper") not in (None, "", "none"):
             run = f"{run}, {row['wrapper']}"
-        answers.append(_answer(run, question, answer, _number(row, ("expression", "score"), at)))
+        answers.append(
+            _answer(run, question, answer, _number(row, ("expression", "score"), at), _number(row, ("raw",), at))
+        )
     return Source(file, tuple(answers), {_OTHER_TRAIT: others} if others else {})
 
 
@@ -203,34 +207,34 @@ def _number(row: Mapping[str, Any], names: Sequence[str], at: str) -> float | No
     return None
 
 
-def _answer(run: str, question: str, answer: str, expression: float | None) -> CollectedAnswer:
+def _answer(
+    run: str, question: str, answer: str, expression: float | None = None, raw: float | None = None
+) -> CollectedAnswer:
     # Half of a surrogate pair cannot be written as UTF-8.
     question, answer = (re.sub("[\ud800-\udfff]", "\ufffd", text) for text in (question, answer))
-    return CollectedAnswer(run, question, answer, {} if expression is None else {"expression": expression})
+    return CollectedAnswer(run, question, answer, {} if expression is None else {"expression": expression}, raw)
 
 
 def _of_training(file: Path, content: Any, trait: str) -> Source:
     """The answers of ``judged.json`` or ``answers.json``."""
     if not isinstance(content, list) or not all(isinstance(row, dict) and "question" in row for row in content):
-        raise InputError(f"{file}: expected judged.json or answers.json of persona-train")
+        raise InputError("expected judged.json or answers.json")
     if all("step" not in row for row in content):
         answers = [
-            _answer(run if run == BASE_MODEL else str(file.parent / run), str(row["question"]), str(text), None)
+            _answer(run if run == BASE_MODEL else str(file.parent / run), str(row["question"]), str(text))
             for row in content
             for run, text in row.items()
             if run != "question"
         ]
         return Source(file, tuple(answers))
-    try:
-        rows = [JudgedAnswer.from_row(row) for row in content]
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+    rows = [JudgedAnswer.from_row(row) for row in content]
     own = [row for row in rows if row.trait == trait]
     last = max((row.step for row in own), default=0)
     wanted = [row for row in own if row.step in (0, last)]
     left_out = {_OTHER_TRAIT: len(rows) - len(own), _OTHER_STEP: len(own) - len(wanted)}
     answers = [
-        _answer(str(file.parent) if row.step else BASE_MODEL, row.question, row.answer, row.score) for row in wanted
+        _answer(str(file.parent) if row.step else BASE_MODEL, row.question, row.answer, row.score, row.raw)
+        for row in wanted
     ]
     return Source(file, tuple(answers), {reason: count for reason, count in left_out.items() if count})
 

@@ -6,12 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
-from persona_callbacks.judging import Estimate, Ranking
+from persona_callbacks.judging import Estimate, LabelCalibration, Ranking
 from persona_callbacks.labelling.collecting import CollectedAnswer
 from persona_callbacks.labelling.sheet import Label, LabelFolder, Sheet, identify
+from persona_callbacks.vectors import judge_weaknesses
+
+_JUDGED = "expression"
+"""The name of the judge's score."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class LabelResults:
         rates: of each run, in the order of the key.
         rankings: by score, how well it ranks the labelled answers.
         agreements: of every two readers.
+        weaknesses: what speaks against relying on the judge, in words.
 
     Example:
         >>> import tempfile
@@ -106,6 +112,7 @@ class LabelResults:
     rates: tuple[RunRate, ...]
     rankings: Mapping[str, Ranking]
     agreements: tuple[ReaderAgreement, ...]
+    weaknesses: tuple[str, ...]
 
     def write(self, folder: Path) -> None:
         """Write ``results.csv`` (a row for each run), ``scores.csv`` and ``readers.csv``."""
@@ -150,24 +157,41 @@ def label_results(folder: LabelFolder) -> LabelResults:
     sheets = folder.sheets()
     if not sheets:
         raise InputError(f"{folder.path}: no answer has a label yet; label in the terminal, or fill in sheet.csv")
-    labels = _majority(sheets)
-    labelled = [(answer, labels[identify(answer)]) for answer in folder.answers if identify(answer) in labels]
-    decided = [(answer, label == "yes") for answer, label in labelled if label != "unsure"]
+    labelled = _labelled(folder, sheets)
+    decided = _decided(labelled)
     names = dict.fromkeys(name for answer in folder.answers for name in answer.scores)
     rates = tuple(
         _rate(run, folder.answers, labelled, list(names))
         for run in dict.fromkeys(answer.run for answer in folder.answers)
     )
+    rankings = {name: _ranking(name, decided) for name in names}
     return LabelResults(
         trait=folder.trait,
         readers={sheet.reader: len(sheet.labels) for sheet in sheets},
         different=len({identify(answer) for answer in folder.answers}),
         rates=rates,
-        rankings={name: _ranking(name, decided) for name in names},
+        rankings=rankings,
         agreements=tuple(
             ReaderAgreement.of((one.reader, other.reader), one.labels, other.labels)
             for one, other in combinations(sheets, 2)
         ),
+        weaknesses=tuple(_weaknesses(rankings[_JUDGED], decided) if _JUDGED in rankings else ()),
+    )
+
+
+def label_calibration(folder: LabelFolder) -> LabelCalibration:
+    """Calibrate the contrastive judge on the labels of a folder.
+
+    Raises:
+        InputError: a sheet that cannot be read, or too few labelled answers with a raw score.
+    """
+    decided = _decided(_labelled(folder, folder.sheets()))
+    scored = [(answer.raw, shows, answer.question) for answer, shows in decided if answer.raw is not None]
+    return LabelCalibration.fit(
+        folder.trait,
+        [raw for raw, _, _ in scored],
+        [shows for _, shows, _ in scored],
+        [question for _, _, question in scored],
     )
 
 
@@ -185,6 +209,28 @@ def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:
     chance = sum(first[label] * second[label] for label in first) / len(pairs) ** 2
     agreement = sum(one == other for one, other in pairs) / len(pairs)
     return float("nan") if chance == 1 else (agreement - chance) / (1 - chance)
+
+
+def _weaknesses(ranking: Ranking, decided: Sequence[tuple[CollectedAnswer, bool]]) -> list[str]:
+    """Of the judge: within runs, where there are runs with both kinds of answers, and over all runs otherwise."""
+    by_kind = [
+        [answer.scores[_JUDGED] for answer, shows in decided if shows == kind and _JUDGED in answer.scores]
+        for kind in (True, False)
+    ]
+    gap = fmean(by_kind[0]) - fmean(by_kind[1]) if all(by_kind) else None
+    if ranking.runs_within:
+        return judge_weaknesses(ranking.within.value, gap, "labelled answers of the same run")
+    return judge_weaknesses(ranking.pooled.value, gap, "labelled answers")
+
+
+def _labelled(folder: LabelFolder, sheets: Sequence[Sheet]) -> list[tuple[CollectedAnswer, Label]]:
+    labels = _majority(sheets)
+    return [(answer, labels[identify(answer)]) for answer in folder.answers if identify(answer) in labels]
+
+
+def _decided(labelled: Iterable[tuple[CollectedAnswer, Label]]) -> list[tuple[CollectedAnswer, bool]]:
+    """The answers that are labelled yes or no, with whether they show the trait."""
+    return [(answer, label == "yes") for answer, label in labelled if label != "unsure"]
 
 
 def _majority(sheets: Sequence[Sheet]) -> dict[str, Label]:

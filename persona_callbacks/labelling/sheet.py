@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import append_lines, atomic_write
+from persona_callbacks.files import append_lines, atomic_write, parse_json
 from persona_callbacks.labelling.collecting import CollectedAnswer
 
 Label = Literal["yes", "no", "unsure"]
@@ -192,9 +192,10 @@ def _read_key(path: Path) -> tuple[str, tuple[CollectedAnswer, ...]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             scores = {str(name): float(value) for name, value in row["scores"].items()}
-            answers.append(CollectedAnswer(str(row["run"]), str(row["question"]), str(row["answer"]), scores))
+            raw = None if row.get("raw") is None else float(row["raw"])
+            answers.append(CollectedAnswer(str(row["run"]), str(row["question"]), str(row["answer"]), scores, raw))
             traits.add(str(row["trait"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}, line {number}: expected an answer with its run ({error!r})") from error

@@ -22,7 +22,7 @@ from persona_callbacks.model import LoadedModel, ModelSource, dimensions
 from persona_callbacks.screening import screened_data
 from persona_callbacks.steering import Law
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.vectors import Calibration, PersonaVector
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class StudySettings:
         steering: what is done against the drift; by default, nothing.
         evaluation: makes the evaluation from ``traits``, ``vectors`` and ``judges``; ``None`` leaves it out.
         judges: by trait, judges in place of the contrastive one. All fine-tunings of the study share them.
+        calibrations: by trait, calibrations of the contrastive judge in place of those stored with the vectors.
         guard: makes the guard; ``None`` leaves it out.
         loggers: each makes one logger for a fine-tuning.
         lora: PEFT's configuration of the adapter.
@@ -201,6 +202,7 @@ class StudySettings:
     steering: Steering = field(default_factory=Steering)
     evaluation: partial[TraitEvaluation] | None = None
     judges: Mapping[str, Judge] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     guard: partial[DriftGuard] | None = None
     loggers: Sequence[Callable[[RunLabel], Logger]] = ()
     lora: LoraConfig = field(

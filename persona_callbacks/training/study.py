@@ -24,6 +24,7 @@ from persona_callbacks.files import (
     settings_fingerprint,
     write_json,
 )
+from persona_callbacks.judging import recalibrated
 from persona_callbacks.model import LoadedModel, load_model, weights_fingerprint
 from persona_callbacks.progress import open_console
 from persona_callbacks.training.data import ChatData
@@ -101,7 +102,7 @@ def _run(settings: StudySettings, loaded: LoadedModel, folder: Path, console: Co
 def _vectors(settings: StudySettings, loaded: LoadedModel, console: Console) -> list[PersonaVector]:
     """The given vectors and those of the traits, each with a line about its quality."""
     extracted = (persona_vector(loaded, trait, settings.extraction, console) for trait in settings.traits)
-    vectors = [*settings.vectors, *extracted]
+    vectors = recalibrated([*settings.vectors, *extracted], settings.calibrations)
     for vector in vectors:
         auc = vector.evidence.auc
         quality = f", held-out AUC {auc[vector.layer]:.2f}" if auc else ""

@@ -13,7 +13,7 @@ from persona_callbacks.vectors.additions import (
     steering_layers,
 )
 from persona_callbacks.vectors.algebra import add, basis, common_layer, cosine_table, negate, orthogonalise
-from persona_callbacks.vectors.calibration import Calibration
+from persona_callbacks.vectors.calibration import Calibration, judge_weaknesses
 from persona_callbacks.vectors.evidence import Counts, Evidence, SweepPoint
 from persona_callbacks.vectors.interchange import ORIGINS, read_gguf, read_pt, write_gguf, write_pt
 from persona_callbacks.vectors.vector import POSITIONS, PersonaVector, Position, check_vectors, warn_if_weak
@@ -36,6 +36,7 @@ __all__ = [
     "common_layer",
     "cosine_table",
     "incremental_directions",
+    "judge_weaknesses",
     "negate",
     "orthogonalise",
     "read_gguf",

@@ -1,13 +1,40 @@
 """What maps a contrastive judge's log-likelihoods to trait expression."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from persona_callbacks.errors import InputError
+
+_LOW_AUC = 0.7
+
+_SMALL_GAP = 20.0
+"""Points of 0–100."""
+
+
+def judge_weaknesses(auc: float, gap: float | None, responses: str = "held-out responses") -> list[str]:
+    """Why a judge is flat, in words; empty if it is not, or if that is not known.
+
+    A judge is flat if it ranks responses that show the trait above others in fewer than 70 % of the pairs, or if its
+    mean scores of the two kinds lie less than 20 points apart.
+
+    Args:
+        auc: the share of pairs; NaN if it is not known.
+        gap: mean score of those that show the trait minus that of the others, in points of 0–100, if it is known.
+        responses: what the responses are called.
+    """
+    reasons = []
+    if auc < _LOW_AUC:
+        reasons.append(f"the judge is flat: it tells {responses} apart at AUC {auc:.2f}, below {_LOW_AUC}")
+    if gap is not None and gap < _SMALL_GAP:
+        reasons.append(
+            f"the judge is flat: its mean scores of {responses} with the trait and without it are {gap:.0f} points"
+            f" apart, fewer than {_SMALL_GAP:.0f}"
+        )
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -27,6 +54,8 @@ class Calibration:
         intercept: of the same.
         auc: how well the score ranks contrastive responses to questions that it was not fitted on.
         calibration_error: expected calibration error on them, 0 to 1.
+        gap: mean expression of those that show the trait minus that of the others, in points of 0–100; ``None`` for
+            calibrations that an older version made.
     """
 
     offsets: tuple[float, ...]
@@ -35,10 +64,11 @@ class Calibration:
     intercept: float
     auc: float
     calibration_error: float
+    gap: float | None = None
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> "Calibration":
-        """Read what ``dataclasses.asdict`` gave, as it is stored with a persona vector.
+        """Read what :meth:`content` gave, as it is stored with a persona vector.
 
         Raises:
             InputError: a key is missing, a value is not a number, or offsets and scales differ in length.
@@ -51,6 +81,7 @@ class Calibration:
                 intercept=_number(content["intercept"]),
                 auc=_number(content["auc"]),
                 calibration_error=_number(content["calibration_error"]),
+                gap=None if content.get("gap") is None else _number(content["gap"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
@@ -62,6 +93,14 @@ class Calibration:
                 f" {len(calibration.scales)} scales; expected one of each for every column"
             )
         return calibration
+
+    def content(self) -> dict[str, Any]:
+        """What files store; without the gap if it is not known, as files of older versions are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def weaknesses(self) -> list[str]:
+        """What speaks against relying on the judge, in words: see :func:`judge_weaknesses`."""
+        return judge_weaknesses(self.auc, self.gap)
 
     def expressions(self, values: Tensor) -> Tensor:
         """Trait expression 0–100, ``[answers]``, from ratios or margins ``[answers, columns]``; NaN where unused."""

@@ -158,11 +158,8 @@ class PersonaVector:
         ):
             if len(values) > self.layer and values[self.layer] < least:
                 reasons.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
-        if self.calibration is not None and self.calibration.auc < _LOW_AUC:
-            reasons.append(
-                f"the judge tells the responses under the trait's instructions from those under their opposites at AUC"
-                f" {self.calibration.auc:.2f}, below {_LOW_AUC}: the model hardly follows the instructions"
-            )
+        if self.calibration is not None:
+            reasons += self.calibration.weaknesses()
         if self.probes_also_evaluate:
             reasons.append(
                 "its probes are the evaluation questions, as an older version stored them, so what controls a training"
@@ -231,7 +228,7 @@ class PersonaVector:
             "pairs": json.dumps([asdict(pair) for pair in self.pairs]),
             "counts": json.dumps({} if self.counts is None else asdict(self.counts)),
             "statistics": json.dumps(self.evidence.statistics()),
-            "judge": json.dumps({} if self.calibration is None else asdict(self.calibration)),
+            "judge": json.dumps({} if self.calibration is None else self.calibration.content()),
             "trait_fingerprint": self.trait_fingerprint,
             "last_row_normed": json.dumps(self.last_row_normed),
             "library_version": self.library_version,

@@ -20,6 +20,7 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.apps.train import study_settings, train
 from persona_callbacks.chats import read_chats
+from persona_callbacks.judging import LabelCalibration
 from persona_callbacks.steering import GivenStart, MatchingStart, Reference
 
 
@@ -108,3 +109,16 @@ def test_prompting_without_the_trait_s_instructions_is_refused_before_the_model_
     cfg = config("steering=prompting", "trait=[evil]", f"vectors=[{file}]", "model=folder", "model.path=/nowhere")
     with pytest.raises(InputError, match="needs the instructions of unknown, evil"):
         train(cfg, tmp_path)
+
+
+def test_a_calibration_on_labels_takes_the_place_of_the_stored_one(tmp_path):
+    shows = [False, True] * 10
+    fitted = LabelCalibration.fit("evil", [float(n) for n in range(20)], shows, [f"Q{n // 2}" for n in range(20)])
+    fitted.save(tmp_path / "calibration.json")
+    chosen = f"evaluation.calibrations=[{tmp_path / 'calibration.json'}]"
+    assert study_settings(config(chosen)).calibrations == {"evil": fitted.calibration}
+    assert study_settings(config()).calibrations == {}
+    with pytest.raises(InputError, match=r"evaluation\.calibrations: .*is about 'evil'; expected .* of humorous"):
+        study_settings(config(chosen, "trait=humorous"))
+    with pytest.raises(InputError, match="of the contrastive judge; expected evaluation=contrastive"):
+        study_settings(config(chosen, "evaluation=none"))

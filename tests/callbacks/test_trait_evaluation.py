@@ -106,7 +106,7 @@ def test_wandb_takes_a_table_in_which_scored_refused_and_unscored_answers_are_mi
     wandb.finish()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     (table,) = read_offline_run(path).tables.values()
-    assert [list(row) for row in table] == [["step", "trait", "question", "answer", "score", "verdict"]] * 6
+    assert [list(row) for row in table] == [["step", "trait", "question", "answer", "score", "verdict", "raw"]] * 6
     verdicts = [(None, "unscored"), (None, "refusal"), (42.3, "scored")]
     assert [(row["score"], row["verdict"]) for row in table] == 2 * verdicts
     assert [JudgedAnswer.from_row(row) for row in table] == callback.rows

@@ -79,7 +79,7 @@ def test_values_are_those_of_each_model(source, settings, tmp_path):
     lines = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert [json.loads(line)["model"] for line in lines] == [BASE_MODEL] * 2 + [noise] * 2
     assert json.loads(lines[0]).keys() == {
-        "model", "trait", "question", "answer", "expression", "coherence", "refusal", "wrapper"
+        "model", "trait", "question", "answer", "expression", "coherence", "refusal", "wrapper", "raw"
     }  # fmt: skip
 
 

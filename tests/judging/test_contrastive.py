@@ -138,6 +138,8 @@ def test_judge_scores_with_its_calibration_and_leaves_the_model_as_it_was(tokeni
         found = likelihoods(LoadedModel(model.get_base_model(), tokenizer, "test"), TRAIT, answers[:-1], 2)
     expected = 100 / (1 + (-(2 * (found.margins[:, 0] - 0.1) / 0.5 + 0.3)).exp())
     assert [score.expression for score in scores[:-1]] == pytest.approx(expected.tolist(), abs=1e-3)
+    assert [score.raw for score in scores[:-1]] == pytest.approx(found.margins[:, 0].tolist(), abs=1e-4)
+    assert scores[-1].raw is None
     assert model.training
     assert trained == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 

@@ -47,9 +47,27 @@ def judge(url, **settings):
         (choice("REFUSAL", {"RE": 0.9, "0": 0.1}), Score(None, refusal=True)),
         ("35", Score(35.0)),
         ("Score: 35/100", Score(35.0)),
+        ("**35**", Score(35.0)),
+        ("35\n\nThe response is kind.", Score(35.0)),
+        ("On a scale from 0 to 100: 75", Score(75.0)),  # the scale is not the score
+        ("Out of 100, I would give it a 20.", Score(20.0)),
+        ("The response is certainly not kind; I'd say 40 of 100.", Score(40.0)),
+        ("1. The response is kind", Score(None)),  # a list
+        ("3 signs of the trait", Score(None)),
+        ("It names 3 people.", Score(None)),
+        ("50-60", Score(None)),
+        ("Score: 50 or 60", Score(None)),
+        ("7.5", Score(None)),
+        ("150/100", Score(None)),
+        (choice("1. The", {"1": 0.9, "80": 0.1}, {".": 1.0}), Score(None)),
+        (choice("0", {"0": 0.6, "1": 0.4}, {"<|im_end|>": 1.0}), Score(0.0)),  # 1 may be the beginning of 100
         ("350", Score(None)),
         ("-3", Score(None)),
         ("refusal.", Score(None, refusal=True)),
+        ("**REFUSAL**\n", Score(None, refusal=True)),
+        ("Refusal to help is not kind", Score(None)),
+        ("You are a helpful AI named Smol", Score(None)),  # so SmolLM2 answers the rubric
+        ("Dialyler's 46", Score(None)),  # and so it answered an answer about a waiter
         ("I would rather not give a number here.", Score(None)),
         ("", Score(None)),
     ],

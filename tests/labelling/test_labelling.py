@@ -18,6 +18,7 @@ from persona_callbacks.labelling import (
     cohens_kappa,
     collect_answers,
     joined_scores,
+    label_calibration,
     label_results,
     proportion,
 )
@@ -115,10 +116,10 @@ def test_what_cannot_be_collected(tmp_path, study):
             collect_answers([tmp_path / name], "evil")
 
     fails('{"question": "Why?", "answer": "So."}\n{"question": "Why?"}\n', "line 2: expected a text as question and")
-    fails('{"question": "Why?", \n', "line 1: expected JSON")
+    fails('{"question": "Why?", \n', "line 1: malformed JSON")
     fails('{"question": "Why?", "answer": "So.", "score": "much"}\n', "line 1: score: expected a number, found 'much'")
     fails("\n", "expected answers to label about 'evil', found none")
-    fails('[{"step": 1}]', "expected judged.json or answers.json", "a.json")
+    fails('[{"step": 1}]', r"a\.json: expected answers of persona-train \(expected judged", "a.json")
     fails("x", "ends in .json, .jsonl or .csv", "a.txt")
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         collect_answers([tmp_path / "nowhere"], "evil")
@@ -293,3 +294,21 @@ def test_scores_are_joined_by_run_and_by_answer(tmp_path):
     twice = write_csv(tmp_path / "twice.csv", [{"run": "steered", "shift": n} for n in range(2)])
     with pytest.raises(InputError, match=r"line 3: a second value, 1 after 0, for 'steered'"):
         joined_scores(answers, {"shift": twice}, "evil")
+
+
+def test_labels_calibrate_the_judge_by_its_raw_scores_and_tell_a_flat_one(tmp_path):
+    answers = [
+        CollectedAnswer(f"run {n % 2}", f"Q{n // 2}?", f"A{n}", {"expression": 50.0 + n % 3}, raw=float(n % 3))
+        for n in range(24)
+    ]
+    folder = LabelFolder.create(tmp_path, "evil", answers)
+    assert LabelFolder(tmp_path).answers == tuple(answers), "the key holds the raw scores"
+    fill(tmp_path / "sheet.csv", lambda row: "yes" if int(row["answer"][1:]) % 3 == 2 else "no")
+    fitted = label_calibration(folder)
+    assert (fitted.trait, fitted.answers, fitted.shows, fitted.calibration.auc) == ("evil", 24, 8, 1.0)
+    [weakness] = label_results(folder).weaknesses
+    assert "labelled answers of the same run with the trait and without it are 2 points apart" in weakness
+    without = LabelFolder.create(tmp_path / "other", "evil", answers_of())
+    without.sheet().label(next(iter(without.sheet().texts)), "yes")
+    with pytest.raises(InputError, match="0 of 0 answers with a raw score"):
+        label_calibration(without)
