@@ -19,6 +19,8 @@ def with_usable_loggers(cfg: DictConfig) -> DictConfig:
         InputError: it does not.
     """
     cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.logger = cfg.get("logger") or {}  # none after ~logger or logger=null
     mode = os.environ.get("WANDB_MODE", "")
     of_wandb = [key for key, logger in cfg.logger.items() if logger["_target_"].endswith(".WandbLogger")]
     with open_dict(cfg):

@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import instantiate
@@ -22,6 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
+from persona_callbacks.apps.sweeping import JobError, is_job_of_sweep
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import cache_dir, check_writable
 from persona_callbacks.judging import CachedJudge, Judge, read_calibrations
@@ -37,7 +39,7 @@ class _Terminated(SystemExit):
 @contextmanager
 def ending_in_one_line(go_on: str) -> Iterator[None]:
     """Exit with one line instead of a traceback where the user is to act: with 1 after an error that is theirs to mend,
-    with 130 after Ctrl-C and with 143 after SIGTERM.
+    with 130 after Ctrl-C and with 143 after SIGTERM. In a sweep, an error ends its own job alone.
 
     Args:
         go_on: what to do after an interruption.
@@ -52,13 +54,20 @@ def ending_in_one_line(go_on: str) -> Iterator[None]:
             print(f"{'interrupted' if code == 130 else 'terminated'}: {go_on}", file=sys.stderr)
             sys.exit(code)
         if isinstance(error, (InputError, MisconfigurationException, NonFiniteLossError)):
-            sys.exit(f"error: {error}")
+            _end(f"error: {error}")
         if isinstance(error, InstantiationException):
-            sys.exit(f"error: {error.__cause__ or error}")
+            _end(f"error: {error.__cause__ or error}")
         raise
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _end(message: str) -> NoReturn:
+    if is_job_of_sweep():
+        print(message, file=sys.stderr, flush=True)
+        raise JobError(f"a job of the sweep failed, {HydraConfig.get().job.override_dirname}: {message}") from None
+    sys.exit(message)
 
 
 def _terminate(signum: int, _frame: object) -> None:

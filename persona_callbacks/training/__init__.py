@@ -10,6 +10,7 @@ from persona_callbacks.training.pictures import summary, trajectory_figure
 from persona_callbacks.training.results import RunResult
 from persona_callbacks.training.settings import RunLabel, Steering, StudySettings, TrainingData
 from persona_callbacks.training.study import run_study
+from persona_callbacks.training.sweeps import Sweep, SweepRow
 
 __all__ = [
     "ChatData",
@@ -20,6 +21,8 @@ __all__ = [
     "RunResult",
     "Steering",
     "StudySettings",
+    "Sweep",
+    "SweepRow",
     "TrainingData",
     "run_study",
     "summary",

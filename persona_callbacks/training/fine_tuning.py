@@ -148,8 +148,9 @@ def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, settings: St
         enable_version_counter=False,
     )
     watched = (callbacks.evaluation, callbacks.steering, callbacks.guard)
-    own = [callback for callback in watched if callback is not None]
-    return [saver, callbacks.monitor, checkpoints, _Progress(leave=True), *own]
+    ours = [callback for callback in watched if callback is not None]
+    bar = [_Progress(leave=True)] if settings.shows_progress else []
+    return [saver, *settings.own_callbacks(), callbacks.monitor, checkpoints, *bar, *ours]
 
 
 def _loggers(study: Study, name: str, folder: Path) -> list[Logger]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from persona_callbacks.callbacks import Evaluation, Reading
 from persona_callbacks.files import read_json, write_json
 from persona_callbacks.judging import Expression
+from persona_callbacks.tracking import metrics
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ class RunResult:
         """The trait's expression before or after training, if it was evaluated."""
         evaluated = [evaluation.expression for evaluation in self.evaluations if evaluation.trait == trait]
         return evaluated[0 if at == "start" else -1] if evaluated else None
+
+    def final_metrics(self) -> dict[str, float]:
+        """By the name that loggers know it by, each metric at the end of training that this result holds."""
+        values = {metrics.EPOCH_LOSS: self.loss}
+        values |= {metrics.shift(trait): value for trait, value in self.final_shift.items()}
+        values |= {metrics.preference(trait): value for trait, value in self.final_preference.items()}
+        for trait in self.final_shift:
+            expression = self.expression(trait, at="end")
+            if expression is not None and expression.scored:
+                values[metrics.expression(trait)] = expression.mean
+        return values
 
     @property
     def final_preference(self) -> Mapping[str, float]:

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from peft import LoraConfig
@@ -152,7 +154,7 @@ class StudySettings:
     Attributes:
         source: the base model.
         data: the chats to train on.
-        trainer: makes the trainer from ``callbacks`` and ``logger``.
+        trainer: makes the trainer from ``callbacks`` and ``logger``; callbacks of its own come first.
         monitor: makes the monitor from ``vectors``.
         traits: traits whose vectors are extracted (or taken from the cache), monitored and evaluated.
         vectors: further persona vectors to monitor and steer with, such as those read from files.
@@ -194,7 +196,7 @@ class StudySettings:
 
     source: ModelSource
     data: TrainingData
-    trainer: Callable[..., Trainer]
+    trainer: partial[Trainer]
     monitor: partial[PersonaMonitor] = field(default_factory=lambda: partial(PersonaMonitor))
     traits: tuple[Trait, ...] = ()
     vectors: tuple[PersonaVector, ...] = ()
@@ -248,6 +250,18 @@ class StudySettings:
         self._check_pairs()
         if self.guard is not None:
             self.guard()
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
+        """Make sure that there can be such a trainer: that the accelerator is there, and the arguments are known.
+
+        Raises:
+            InputError: there cannot.
+        """
+        try:
+            self.trainer(callbacks=self.own_callbacks(), logger=False)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise InputError(f"trainer: {error}") from error
 
     def _check_pairs(self) -> None:
         """Make sure that what is steered by the preference has minimal pairs.
@@ -273,6 +287,16 @@ class StudySettings:
     def trait_names(self) -> tuple[str, ...]:
         """Names of all traits that are monitored: those of the given vectors first."""
         return (*(vector.trait for vector in self.vectors), *(trait.name for trait in self.traits))
+
+    def own_callbacks(self) -> list[Callback]:
+        """Copies of the trainer's own callbacks, for one fine-tuning."""
+        given = self.trainer.keywords.get("callbacks") or []
+        return deepcopy([given] if isinstance(given, Callback) else list(given))
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether the trainer shows a progress bar."""
+        return bool(self.trainer.keywords.get("enable_progress_bar", True))
 
     @property
     def steered_traits(self) -> tuple[str, ...]:

@@ -38,7 +38,9 @@ _SHOWN = 5
 """Differences between two studies that are told."""
 
 
-def run_study(settings: StudySettings, folder: str | Path, console: Console | None = None) -> list[RunResult]:
+def run_study(
+    settings: StudySettings, folder: str | Path, console: Console | None = None, *, keep_finished: bool = False
+) -> list[RunResult]:
     """Fine-tune as the settings say, or resume an interrupted study of the same settings, data, model and vectors.
 
     ``folder`` gets the persona vectors, ``trajectories.png``, ``answers.json``, and a folder for each fine-tuning with
@@ -49,6 +51,8 @@ def run_study(settings: StudySettings, folder: str | Path, console: Console | No
         settings: what is fine-tuned, and how.
         folder: folder of the results.
         console: where progress and results are shown; standard output by default.
+        keep_finished: take the results of a finished study of the same settings, data, model and vectors that is there
+            already, instead of fine-tuning anew.
 
     Returns:
         One result for each of ``settings.runs``.
@@ -65,10 +69,12 @@ def run_study(settings: StudySettings, folder: str | Path, console: Console | No
     settings.check_model(loaded)
     ChatData(settings.data.chats, loaded.tokenizer, max_length=settings.max_length)  # chats that cannot be encoded
     with locked_folder(folder):
-        return _run(settings, loaded, folder, console)
+        return _run(settings, loaded, folder, console, keep_finished)
 
 
-def _run(settings: StudySettings, loaded: LoadedModel, folder: Path, console: Console) -> list[RunResult]:
+def _run(
+    settings: StudySettings, loaded: LoadedModel, folder: Path, console: Console, keep_finished: bool
+) -> list[RunResult]:
     vectors = _vectors(settings, loaded, console)
     made_from = {
         "config": {**settings.configuration, **settings.data.facts()},
@@ -79,6 +85,9 @@ def _run(settings: StudySettings, loaded: LoadedModel, folder: Path, console: Co
             "probes": {vector.trait: settings_fingerprint([vector.probes, vector.pairs])[:12] for vector in vectors},
         },
     }
+    if keep_finished and _is_finished(folder, made_from):
+        console.print(f"Finished before: {folder}", markup=False, soft_wrap=True)
+        return [RunResult.load(folder / run / "result.json") for run in settings.runs]
     study_id = _open_folder(folder, made_from, console)
     for vector in vectors:
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
@@ -115,6 +124,16 @@ def _answer_rows(questions: Sequence[str], base: Sequence[str], results: Sequenc
         {"question": question, "base model": base[row], **{result.name: result.answers[row] for result in results}}
         for row, question in enumerate(questions)
     ]
+
+
+def _is_finished(folder: Path, made_from: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the folder holds a finished study of the same settings and inputs."""
+    state_file = folder / "state.json"
+    if not state_file.is_file():
+        return False
+    state = read_json(state_file, _State.read, "a study's state")
+    same_inputs = state.inputs is not None and not changed_settings(state.inputs, made_from["inputs"])
+    return state.finished and same_inputs and not state.changed(made_from)
 
 
 def _open_folder(folder: Path, made_from: Mapping[str, Mapping[str, Any]], console: Console) -> str:

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from builders import CHATS, ForeignModule, all_hooks, fit, make_vector, tiny_model
+from builders import ForeignModule, all_hooks, fit, make_vector, tiny_model
 
 from persona_callbacks import Ablation, PersonaMonitor, PreventativeSteering, ProjectionRegularisation
 from persona_callbacks.apps.start import ending_in_one_line
@@ -72,22 +72,6 @@ def test_an_error_of_the_program_keeps_its_traceback():
 
 def command(app, *overrides):
     return [sys.executable, "-c", f"from persona_callbacks.apps.{app} import main; main()", *overrides]
-
-
-@pytest.fixture
-def tiny(tokenizer, tmp_path):
-    """What ``persona-train`` needs for a tiny model, and the environment to run it in."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS), encoding="utf-8")
-    make_vector().save(tmp_path / "evil.safetensors")
-    settings = [
-        "model=folder", "model.path=model", "trait=[]", "vectors=[evil.safetensors]", "data.path=chats.jsonl",
-        "steering=constant", "steering.callback.coefficient=0.2", "logger=csv", "trainer.accelerator=cpu",
-        "evaluation=none", "sample_answers=1", "max_answer_tokens=4", "checkpoint_every_n_steps=2",
-    ]  # fmt: skip
-    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return settings, {**own, "PERSONA_CALLBACKS_CACHE": str(tmp_path / "cache")}
 
 
 @pytest.mark.parametrize(("number", "code", "word"), SIGNALS, ids=["SIGTERM", "Ctrl-C"])
