@@ -16,13 +16,14 @@ from peft import LoraConfig
 
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, TraitEvaluation
 from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number, is_whole
 from persona_callbacks.extraction import ExtractionSettings
 from persona_callbacks.files import file_fingerprint, plain_settings
 from persona_callbacks.judging import Judge
 from persona_callbacks.model import LoadedModel, ModelSource, dimensions
 from persona_callbacks.screening import screened_data
 from persona_callbacks.steering import Law
+from persona_callbacks.training.data import SpecialTokens, check_special_tokens
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import Calibration, PersonaVector
 
@@ -170,6 +171,8 @@ class StudySettings:
         warmup_steps: optimizer steps of linear warm-up.
         batch_size: chats per batch.
         max_length: tokens per chat; longer ones are cut at the end.
+        special_tokens: ``keep`` or ``drop`` chats with special tokens in the assistant's own text; see
+            :class:`~persona_callbacks.training.ChatData`.
         compare_with_unsteered: whether to fine-tune without steering first, on the same data and seed.
         checkpoint_every_n_steps: optimizer steps between checkpoints, from which an interrupted study is resumed.
         sample_answers: how many evaluation questions are answered greedily at the end, for reading.
@@ -214,6 +217,7 @@ class StudySettings:
     warmup_steps: int = 5
     batch_size: int = 8
     max_length: int = 512
+    special_tokens: SpecialTokens = "keep"
     compare_with_unsteered: bool = False
     checkpoint_every_n_steps: int = 10
     sample_answers: int = 5
@@ -224,6 +228,8 @@ class StudySettings:
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        check_special_tokens(self.special_tokens)
         names = self.trait_names
         if not names:
             raise InputError("no trait to monitor: choose some, trait=[evil], or name vector files, vectors=[...]")
@@ -282,6 +288,15 @@ class StudySettings:
                 + ("monitor.pairs is 0" if given == 0 else "it has none: give its trait file some")
                 + "; or choose sensor=shift"
             )
+
+    def _check_numbers(self) -> None:
+        leasts = {"warmup_steps": 0, "batch_size": 1, "max_length": 1, "checkpoint_every_n_steps": 1,
+                  "sample_answers": 0, "max_answer_tokens": 1, "seed": 0}  # fmt: skip
+        for name, least in leasts.items():
+            if not is_whole(getattr(self, name), least):
+                raise InputError(f"{name}: expected at least {least}, a whole number, found {getattr(self, name)!r}")
+        if not is_number(self.learning_rate, least=0):
+            raise InputError(f"learning_rate: expected a finite number of 0 or more, found {self.learning_rate!r}")
 
     @property
     def trait_names(self) -> tuple[str, ...]:
