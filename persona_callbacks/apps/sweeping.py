@@ -73,8 +73,8 @@ def show_sweep() -> None:
         console.print(f"Every finished job in {folder}: sweep.csv, sweep.png", soft_wrap=True)
     if sweep.unfinished:
         console.print("Not finished; the same command goes on with them:")
-        for name in sweep.unfinished:
-            console.print(f"  {name}", soft_wrap=True)
+        for job in sweep.unfinished:
+            console.print(f"  {job}", soft_wrap=True)
 
 
 def objectives(asked: Any, settings: StudySettings) -> tuple[str, ...]:

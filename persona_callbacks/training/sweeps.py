@@ -56,7 +56,7 @@ class Sweep:
 
     Attributes:
         rows: what the finished jobs came to.
-        unfinished: the folders of the others, by name.
+        unfinished: the others, by the overrides that not all jobs share.
 
     Example:
         >>> Sweep((), ("seed=3",)).metrics
@@ -73,20 +73,17 @@ class Sweep:
         Raises:
             InputError: a file of a job cannot be read.
         """
-        jobs: list[tuple[set[str], list[str], Path]] = []
+        jobs = {file.parents[1]: read_yaml(file) for file in sorted(folder.glob("*/.hydra/overrides.yaml"))}
+        shared = set.intersection(*map(set, jobs.values())) if jobs else set()
+        found: dict[tuple[str, str], dict[str, list[float]]] = {}
         unfinished = []
-        for overrides_file in sorted(folder.glob("*/.hydra/overrides.yaml")):
-            job = overrides_file.parents[1]
+        for job, overrides in jobs.items():
+            own = [override for override in overrides if override not in shared]
             state = job / "state.json"
             if not state.is_file() or not read_json(state, lambda content: content["finished"], "a study's state"):
-                unfinished.append(job.name)
+                unfinished.append(", ".join(own) or job.name)
                 continue
-            overrides = [override for override in read_yaml(overrides_file) if not override.startswith(_SEED)]
-            jobs.append((set(overrides), overrides, job))
-        shared = set.intersection(*(given for given, _, _ in jobs)) if jobs else set()
-        found: dict[tuple[str, str], dict[str, list[float]]] = {}
-        for _, overrides, job in jobs:
-            setting = ", ".join(override for override in overrides if override not in shared)
+            setting = ", ".join(override for override in own if not override.startswith(_SEED))
             for result_file in sorted(job.glob("*/result.json")):
                 result = RunResult.load(result_file)
                 values = found.setdefault((setting, result.name), {})

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from builders import make_vector
 from hydra import compose, initialize_config_dir
 
@@ -122,3 +123,18 @@ def test_a_calibration_on_labels_takes_the_place_of_the_stored_one(tmp_path):
         study_settings(config(chosen, "trait=humorous"))
     with pytest.raises(InputError, match="of the contrastive judge; expected evaluation=contrastive"):
         study_settings(config(chosen, "evaluation=none"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.accelerator=gpu", "trainer: "),
+        ("+trainer.maximum_steps=5", "trainer: .*maximum_steps"),
+        ("trainer.precision=seven", "trainer: .*seven"),
+    ],
+)
+def test_a_trainer_that_cannot_be_made_is_told_before_any_work(override, message):
+    if override.endswith("gpu") and torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(InputError, match=message):
+        study_settings(config(override))

@@ -32,8 +32,9 @@ def test_a_job_that_fails_leaves_the_others_and_finished_jobs_are_not_trained_ag
     assert done.returncode == 1
     assert "Traceback" not in done.stderr, done.stderr[-5000:]
     assert done.stderr.count("\nerror: ") + done.stderr.startswith("error: ") == 2, "each failed job is told at once"
-    assert "seed=0" in done.stderr.splitlines()[-1]
-    assert "oops" in done.stderr.splitlines()[-1]
+    (last,) = [line for line in done.stderr.splitlines() if "a job of the sweep failed" in line]
+    assert "seed=0" in last
+    assert "oops" in last
     folder = tmp_path / "outputs" / "train" / "sweep"
     finished = [path.parent for path in folder.glob("*/state.json") if json.loads(path.read_text())["finished"]]
     assert len(finished) == 2
@@ -60,12 +61,20 @@ def test_a_job_that_fails_leaves_the_others_and_finished_jobs_are_not_trained_ag
 
 
 def test_overrides_with_slashes_and_long_ones_are_one_folder_each(sweep, tmp_path):
-    long = "name=train", "+trainer.default_root_dir=" + "a" * 300
-    done = sweep("data.path=chats.jsonl,more/chats.jsonl", *long)
+    """Loggers may be left out too, and the trainer keeps what it is given."""
+    checkpoint = "{_target_:lightning.pytorch.callbacks.ModelCheckpoint,dirpath:kept,filename:own}"
+    others = (
+        "+trainer.default_root_dir=" + "a" * 300,
+        "~logger",
+        f"+trainer.callbacks=[{checkpoint}]",
+        "+trainer.enable_progress_bar=false",
+    )
+    done = sweep("data.path=chats.jsonl,more/chats.jsonl", *others)
     assert done.returncode == 0, done.stderr
     jobs = [path for path in (tmp_path / "outputs" / "train" / "sweep").iterdir() if path.is_dir()]
     assert len(jobs) == 2
     assert all((job / "state.json").is_file() and len(job.name) < 120 for job in jobs)
+    assert (tmp_path / "kept" / "own.ckpt").is_file()
 
 
 @pytest.mark.parametrize(
