@@ -4,6 +4,7 @@ at the end.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,35 +78,37 @@ def show_sweep() -> None:
             console.print(f"  {job}", soft_wrap=True)
 
 
-def objectives(asked: Any, settings: StudySettings) -> tuple[str, ...]:
-    """The metrics whose last values a sweeper such as Optuna's optimises.
+def check_objective(objective: Any, settings: StudySettings) -> None:
+    """Make sure that a study gives the metrics that a sweeper such as Optuna's is to optimise.
 
     Args:
-        asked: a name, or a list of them; ``None`` for none.
-        settings: of the study that the values will come from.
+        objective: the name of a metric, or a list of them; ``None`` for none.
+        settings: of the study.
 
     Raises:
         InputError: a metric that the study does not give.
     """
-    names = () if asked is None else (asked,) if isinstance(asked, str) else tuple(asked)
     known = [metrics.EPOCH_LOSS]
     for trait in settings.trait_names:
         known += [metrics.shift(trait), metrics.preference(trait)]
         if settings.evaluation is not None:
             known.append(metrics.expression(trait))
-    for name in names:
+    for name in _names(objective):
         if name not in known:
             raise InputError(f"objective: unknown {name!r}; expected some of {', '.join(known)}")
-    return names
 
 
-def objective_value(names: tuple[str, ...], results: list[RunResult]) -> float | tuple[float, ...] | None:
-    """The objectives of the last fine-tuning of a study: a number, several, or ``None`` if none were asked for.
+def _names(objective: Any) -> tuple[str, ...]:
+    return () if objective is None else (objective,) if isinstance(objective, str) else tuple(objective)
+
+
+def objective_value(objective: Any, results: Sequence[RunResult]) -> float | tuple[float, ...] | None:
+    """The objective at the end of the last fine-tuning of a study: a number, several, or ``None`` if none was asked for.
 
     Raises:
         InputError: the result lacks a metric, such as the preference of a trait without minimal pairs.
     """
-    values = results[-1].final_metrics()
+    values, names = results[-1].final_metrics(), _names(objective)
     for name in names:
         if name not in values:
             raise InputError(f"objective: {results[-1].name} has no {name}; it has {', '.join(values)}")

@@ -14,9 +14,9 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.loggers import with_usable_loggers
 from persona_callbacks.apps.opening import open_app
 from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, ending_in_one_line, whole_configuration
-from persona_callbacks.apps.sweeping import is_job_of_sweep, objective_value, objectives, show_sweep
+from persona_callbacks.apps.sweeping import check_objective, is_job_of_sweep, objective_value, show_sweep
 from persona_callbacks.progress import open_console
-from persona_callbacks.training import RunLabel, Steering, StudySettings, TrainingData, run_study
+from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
 
 
 def main() -> None:
@@ -30,14 +30,11 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     with ending_in_one_line("the same command goes on from the last checkpoint"):
-        return train(cfg, Path(HydraConfig.get().runtime.output_dir))
+        return objective_value(cfg.objective, train(cfg, Path(HydraConfig.get().runtime.output_dir)))
 
 
-def train(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
+def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     """Fine-tune as configured into ``folder``, or resume an interrupted run of the same configuration there.
-
-    Returns:
-        The values of ``objective``.
 
     Raises:
         InputError: input that cannot be used; before any long work.
@@ -45,11 +42,11 @@ def train(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     console = open_console()
     cfg = with_usable_loggers(cfg)
     settings = study_settings(cfg)
-    names = objectives(cfg.objective, settings)
+    check_objective(cfg.objective, settings)
     results = run_study(settings, folder, console, keep_finished=is_job_of_sweep())
     if "wandb" in cfg.logger and cfg.logger.wandb.offline:
         console.print(f"Upload the runs with: wandb sync {folder}/*/wandb/offline-run-*", soft_wrap=True)
-    return objective_value(names, results)
+    return results
 
 
 def study_settings(cfg: DictConfig) -> StudySettings:
