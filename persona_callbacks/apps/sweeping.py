@@ -103,7 +103,7 @@ def _names(objective: Any) -> tuple[str, ...]:
 
 
 def objective_value(objective: Any, results: Sequence[RunResult]) -> float | tuple[float, ...] | None:
-    """The objective at the end of the last fine-tuning of a study: a number, several, or ``None`` if none was asked for.
+    """The objective at the end of a study's last fine-tuning: a number, several, or ``None`` if none was asked for.
 
     Raises:
         InputError: the result lacks a metric, such as the preference of a trait without minimal pairs.
