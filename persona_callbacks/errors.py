@@ -1,4 +1,8 @@
-"""The one error for input that cannot be used."""
+"""The one error for input that cannot be used, and what is a number among settings."""
+
+import math
+from numbers import Integral, Real
+from typing import Any
 
 
 class InputError(ValueError):
@@ -15,3 +19,25 @@ class InputError(ValueError):
         ...     print(error)
         no-such-file.safetensors: no such persona vector file
     """
+
+
+def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether a setting is a finite number within bounds: neither NaN, which is never below a bound, nor true or false.
+
+    Example:
+        >>> is_number(0.5, least=0), is_number(float("nan")), is_number("0.5"), is_number(True)
+        (True, False, False, False)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and least <= float(value) <= most
+
+
+def is_whole(value: Any, least: float = -math.inf) -> bool:
+    """Whether a setting is a whole number, and not below a bound.
+
+    Example:
+        >>> is_whole(3, least=1), is_whole(3.5), is_whole(None)
+        (True, False, False)
+    """
+    return isinstance(value, Integral) and is_number(value, least)

@@ -17,7 +17,7 @@ from rich.table import Table
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.opening import Opening, open_app
 from persona_callbacks.apps.start import ending_in_one_line
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.extraction import (
     Extraction,
     ExtractionSettings,
@@ -58,6 +58,8 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
     unknown = [name for name in cfg.formats if name not in _FORMATS]
     if unknown:
         raise InputError(f"formats: unknown {unknown[0]!r}; expected some of {', '.join(_FORMATS)}")
+    if not all(map(is_number, cfg.curve.coefficients)):
+        raise InputError(f"curve.coefficients: expected finite numbers, found {list(cfg.curve.coefficients)}")
     if cfg.curve.coefficients and not settings.judge_pairs:
         raise InputError("curve.coefficients: needs the judge; expected extraction.judge_pairs above 0")
     folder = Path(cfg.out).absolute() / model_folder(opening.source.id)

@@ -15,7 +15,7 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.opening import open_app
 from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.chats import Message
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.model import (
     LoadedModel,
     Sampling,
@@ -116,7 +116,7 @@ def _coefficients(steer: Any, traits: Sequence[str]) -> dict[str, float]:
             raise InputError(
                 f"steer: {trait!r} has no vector; choose it, trait=[{trait}], or name its file, vectors=[...]"
             )
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"steer: expected a number for {trait!r}, found {value!r}")
+        if not is_number(value):
+            raise InputError(f"steer: expected a finite number for {trait!r}, found {value!r}")
         coefficients[str(trait)] = float(value)
     return coefficients

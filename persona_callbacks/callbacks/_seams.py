@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_whole
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
 
@@ -92,5 +92,5 @@ def check_at_least_one(callback: str, **values: int | None) -> None:
         InputError: another number.
     """
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise InputError(f"{callback}: {name} must be at least 1, found {value}")
+        if value is not None and not is_whole(value, least=1):
+            raise InputError(f"{callback}: {name} must be at least 1, a whole number, found {value!r}")

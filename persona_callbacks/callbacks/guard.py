@@ -18,7 +18,7 @@ from persona_callbacks.callbacks._seams import averages_weights, callbacks_of
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.callbacks.trait_evaluation import TraitEvaluation
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.steering import Reference, Sensor
 from persona_callbacks.tracking import metrics
 
@@ -55,7 +55,8 @@ class DriftGuard(RefusingCallback):
         rolled_back_to: optimizer steps after which the restored weights were taken; ``None`` if nothing was restored.
 
     Raises:
-        InputError: nothing to watch, an unknown action, or a reference that cannot be read or lacks what is limited.
+        InputError: nothing to watch, a limit that is no finite number, an unknown action, or a reference that cannot be
+            read or lacks what is limited.
 
     Example:
         >>> import torch
@@ -79,6 +80,10 @@ class DriftGuard(RefusingCallback):
             )
         if action not in get_args(Action):
             raise InputError(f"DriftGuard: unknown action {action!r}; expected one of {', '.join(get_args(Action))}")
+        for name, limit in (("shift", shift), ("preference", preference), ("expression", expression)):
+            for value in limit.values() if isinstance(limit, Mapping) else [limit] * (limit is not None):
+                if not is_number(value):
+                    raise InputError(f"DriftGuard: the limit on {name} is {value!r}; expected a finite number")
         self.shift = shift
         self.preference = preference
         self.reference = Reference(reference) if isinstance(reference, (str, Path)) else reference

@@ -13,7 +13,7 @@ from typing_extensions import override
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import SameInputs
 from persona_callbacks.callbacks._seams import is_logging_step, response_tokens
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import base_model, device_of, probing, removable_adapters, residual
 from persona_callbacks.tracking import metrics
@@ -68,8 +68,8 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         Raises:
             InputError: settings that cannot be.
         """
-        if weight < 0:
-            raise InputError(f"{cls.__name__}: weight must be 0 or more, found {weight}")
+        if not is_number(weight, least=0):
+            raise InputError(f"{cls.__name__}: weight must be 0 or more, found {weight!r}")
         check_layers(layers, traits, num_layers)
 
     @override

@@ -11,6 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from persona_callbacks.chats.chat import Chat, Message
 from persona_callbacks.errors import InputError
 
+_CHARACTERS = 16
+"""Characters of a token, beyond what is usual in any language; where tokens are longer, more text is taken."""
+
+_SPARE = 64
+"""Tokens beyond ``max_length`` whose words a cut of the text may change."""
+
 
 @dataclass(frozen=True)
 class EncodedChat:
@@ -101,61 +107,69 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
             f"{tokenizer.name_or_path}: expected a fast tokenizer (it gives token offsets), found a slow one"
         )
     text = render(chat.messages, tokenizer)
-    turns = _assistant_turns(chat, text, tokenizer)
-    encoding = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        truncation=max_length is not None,
-        max_length=None if max_length is None else max_length + 1,  # the extra token tells whether tokens are cut off
-    )
-    offsets = encoding["offset_mapping"][:max_length]
+    ids, all_offsets = _tokens(text, tokenizer, max_length)
+    offsets = all_offsets[:max_length]
 
     def overlaps(start: int, end: int) -> list[bool]:
         return [first < end and last > start for first, last in offsets]
 
-    start, end, _ = turns[-1]
-    response_mask = overlaps(start, end)
+    *earlier, last = (index for index, message in enumerate(chat.messages) if message["role"] == "assistant")
+    response = _assistant_turn(chat, last, text, tokenizer)
+    response_mask = overlaps(*response[:2])
     if not any(response_mask):
         raise InputError(
             f"{chat.source or 'chat'}: no token of the response within max_length={max_length}; the prompt fills it"
         )
+    # Each turn takes a rendering. Once the last one is known to be within max_length, there are few.
+    turns = [*(_assistant_turn(chat, index, text, tokenizer) for index in earlier), response]
     in_turns = [overlaps(start, turn_end) for start, _, turn_end in turns]
     return EncodedChat(
-        input_ids=tuple(encoding["input_ids"][:max_length]),
+        input_ids=tuple(ids[:max_length]),
         prompt_length=response_mask.index(True),
         response_mask=tuple(response_mask),
         loss_mask=tuple(any(marks) for marks in zip(*in_turns, strict=True)),
-        truncated=len(encoding["input_ids"]) > len(offsets),
+        truncated=len(ids) > len(offsets),
     )
 
 
-def _assistant_turns(chat: Chat, text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
-    """Find the assistant turns in the text of a chat.
+def _tokens(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the ids of a text's tokens and their character offsets: of more than ``max_length`` tokens, if there are.
+
+    Of a long text no more is tokenised than it takes. What is left out could change only the tokens beside the cut, and
+    these are far beyond ``max_length``.
+    """
+    most = len(text) if max_length is None else _CHARACTERS * (max_length + _SPARE)
+    while True:
+        encoding = tokenizer(text[:most], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        if most >= len(text) or (max_length is not None and len(ids) > max_length + _SPARE):
+            return ids, offsets
+        most *= 4
+
+
+def _assistant_turn(chat: Chat, index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+    """Find the assistant turn of a number in the text of a chat.
 
     Returns:
-        For each turn, the character offsets in ``text`` of the start of its content, of the end of its content, and of
-        the end of its end-of-turn token.
+        The character offsets in ``text`` of the start of its content, of the end of its content, and of the end of its
+        end-of-turn token.
 
     Raises:
         InputError: the template does not keep a prompt as the beginning of its chat.
     """
-    messages = chat.messages
-    turns = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            opening = render(messages[:index], tokenizer, prompt=True)
-            closing = render(messages[: index + 1], tokenizer).rstrip()
-            content = message["content"].strip()
-            start = text.find(content, len(opening))
-            if not text.startswith(opening) or start < 0:
-                raise InputError(
-                    f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant"
-                    f" turn {index + 1} after its prompt, so prompt and response cannot be told apart"
-                )
-            end = start + len(content)
-            turns.append((start, end, len(closing) if text.startswith(closing) else end))
-    return turns
+    opening = render(chat.messages[:index], tokenizer, prompt=True)
+    closing = render(chat.messages[: index + 1], tokenizer).rstrip()
+    content = chat.messages[index]["content"].strip()
+    start = text.find(content, len(opening))
+    if not text.startswith(opening) or start < 0:
+        raise InputError(
+            f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant turn"
+            f" {index + 1} after its prompt, so prompt and response cannot be told apart"
+        )
+    end = start + len(content)
+    return start, end, len(closing) if text.startswith(closing) else end
 
 
 def pad(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or ``{"prompt": 
 are ignored, and kept in copies.
 """
 
-import json
+import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from persona_callbacks.chats.chat import Chat, Message
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import atomic_write, cache_dir
+from persona_callbacks.files import atomic_write, cache_dir, parse_json
 
 SHIPPED = Path(__file__).parent / "datasets"
 """The folder of the chats that ship with the library."""
@@ -116,13 +116,14 @@ class _JsonLines:
     def content(self, position: int) -> Any:
         with self.path.open("rb") as lines:
             lines.seek(position)
-            return json.loads(lines.readline())
+            return parse_json(lines.readline())
 
     def copy(self, positions: Iterable[int], path: Path) -> None:
         with self.path.open("rb") as lines, atomic_write(path) as scratch, scratch.open("wb") as out:
             for position in positions:
                 lines.seek(position)
-                out.write(lines.readline().rstrip(b"\r\n") + b"\n")
+                # A byte order mark is one at the beginning of a file alone, where a copy need not begin.
+                out.write(lines.readline().removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n") + b"\n")
 
 
 class _Table:
@@ -231,14 +232,12 @@ def content_of_line(line: bytes) -> Any:
     """Return the content of a line of JSONL.
 
     Raises:
-        UnusableError: it is no UTF-8, or no JSON.
+        UnusableError: it is no UTF-8 or no JSON, is nested too deeply, or holds a number that is too long.
     """
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UnusableError(f"no UTF-8 text: {error.reason}") from error
-    except json.JSONDecodeError as error:
-        raise UnusableError(f"malformed JSON: {error.msg} at column {error.colno}") from error
+        return parse_json(line)
+    except InputError as error:
+        raise UnusableError(str(error)) from error
 
 
 def _checked(number: int, position: int, content: Any, source: str) -> Row:

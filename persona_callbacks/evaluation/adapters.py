@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from persona_callbacks.chats import BENIGN, encode_prompt, read_chats
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_whole
 from persona_callbacks.evaluation.answers import EvaluatedAnswer, judged_answers
 from persona_callbacks.evaluation.capability import answered_rightly, perplexity, read_questions
 from persona_callbacks.evaluation.conditions import Condition
@@ -83,8 +83,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if not self.traits:
             raise InputError("no trait to evaluate: choose some, trait=[evil]")
-        if self.questions is not None and self.questions < 1:
-            raise InputError(f"evaluation.questions: expected at least 1, found {self.questions}")
+        if self.questions is not None and not is_whole(self.questions, least=1):
+            raise InputError(f"evaluation.questions: expected at least 1, found {self.questions!r}")
         names, of_vectors = [trait.name for trait in self.traits], [vector.trait for vector in self.vectors]
         if names != of_vectors:
             raise InputError(f"evaluation: the traits are {names}, the vectors are of {of_vectors}; expected the same")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number, is_whole
 from persona_callbacks.extraction.layer_choice import LAYER_CHOICES, LayerChoice
 from persona_callbacks.model import LoadedModel, Sampling
 from persona_callbacks.traits import Trait
@@ -63,8 +63,12 @@ class ExtractionSettings:
             ("batch_size", 1),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"extraction.{name}: expected at least {least}, found {value}")
+            if not is_whole(value, least) and not (name == "questions" and value is None):
+                raise InputError(f"extraction.{name}: expected at least {least}, a whole number, found {value!r}")
+        if not is_number(self.sweep_coefficient):
+            raise InputError(
+                f"extraction.sweep_coefficient: expected a finite number, found {self.sweep_coefficient!r}"
+            )
         if self.layer_choice == "sweep" and not self.judge_pairs:
             raise InputError(
                 "extraction.layer_choice: a sweep needs the judge; expected extraction.judge_pairs above 0"

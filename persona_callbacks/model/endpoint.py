@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number, is_whole
 
 if TYPE_CHECKING:
     import openai
@@ -28,7 +28,8 @@ class Endpoint:
         'my-model'
 
     Attributes:
-        base_url: address of the server, such as ``http://localhost:8000/v1``.
+        base_url: address of the server, such as ``http://localhost:8000/v1``. It is kept with the results of a run, so
+            that a user name, a password, a query or a fragment in it is refused.
         model: name of the model on that server.
         api_key_variable: environment variable that holds the key; a local server needs none.
         timeout: seconds to wait for an answer.
@@ -37,8 +38,8 @@ class Endpoint:
         max_tokens: greatest length of an answer, for :meth:`complete`.
 
     Raises:
-        InputError: no address of a server, no model, no key for OpenAI's own server, or the package ``openai`` is not
-            installed.
+        InputError: no address of a server, a password or a query in it, no model, no number where there should be
+            one, no key for OpenAI's own server, or the package ``openai`` is not installed.
     """
 
     base_url: str
@@ -51,15 +52,21 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        address = urlsplit(self.base_url or "")
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise InputError(
-                f"endpoint.base_url: expected an address such as http://localhost:8000/v1, found {self.base_url!r}"
-            )
+        address = _address(self.base_url)
         if not self.model:
             raise InputError("endpoint.model: expected the name of a model at the endpoint, found nothing")
         if address.hostname == _OPENAI and not os.environ.get(self.api_key_variable):
             raise InputError(f"endpoint.api_key_variable: the environment variable {self.api_key_variable} is not set")
+        for name, least in (("retries", 0), ("max_tokens", 1)):
+            if not is_whole(getattr(self, name), least):
+                raise InputError(
+                    f"endpoint.{name}: expected at least {least}, a whole number, found {getattr(self, name)!r}"
+                )
+        for name, lowest in (("timeout", 0.001), ("temperature", 0.0)):
+            if not is_number(getattr(self, name), lowest):
+                raise InputError(
+                    f"endpoint.{name}: expected a finite number from {lowest:g}, found {getattr(self, name)!r}"
+                )
         _openai()
 
     def complete(self, prompt: str) -> str:
@@ -134,6 +141,28 @@ class Endpoint:
             max_retries=self.retries,
         )
         return client
+
+
+def _address(base_url: object) -> SplitResult:
+    """The parts of an address that holds no secret; errors leave the rest of it out.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        address = urlsplit(base_url if isinstance(base_url, str) else "")
+        host, _ = address.hostname, address.port
+    except ValueError:
+        host = None
+    if not host or address.scheme not in ("http", "https"):
+        found = "nothing" if not base_url else "something else (not shown, since it may hold a secret)"
+        raise InputError(f"endpoint.base_url: expected an address such as http://localhost:8000/v1, found {found}")
+    if address.username is not None or address.password is not None or address.query or address.fragment:
+        raise InputError(
+            f"endpoint.base_url: expected no user name, password, query or fragment in the address of {host}, since it"
+            " is kept with the results; put the key into the environment variable that endpoint.api_key_variable names"
+        )
+    return address
 
 
 def _openai() -> Any:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from persona_callbacks.chats import EncodedChat, Message, encode_prompt, pad_token
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number, is_whole
 from persona_callbacks.model import residual
 from persona_callbacks.model.architecture import device_of
 from persona_callbacks.model.loading import LoadedModel
@@ -29,6 +29,9 @@ class Sampling:
             random numbers.
         seed: of the random numbers.
 
+    Raises:
+        InputError: a value that is no number, or too small.
+
     Example:
         >>> Sampling(max_new_tokens=16, temperature=0.0)
         Sampling(max_new_tokens=16, temperature=0.0, batch_size=50, seed=0)
@@ -38,6 +41,16 @@ class Sampling:
     temperature: float = 1.0
     batch_size: int = 50
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("seed", 0)):
+            if not is_whole(getattr(self, name), least):
+                raise InputError(
+                    f"sampling.{name}: expected at least {least}, a whole number, found {getattr(self, name)!r}"
+                )
+        if not is_number(self.temperature, least=0):
+            raise InputError(f"sampling.temperature: expected a finite number of 0 or more, found {self.temperature!r}")
 
 
 Batch = list[tuple[int, str]]

@@ -107,8 +107,8 @@ def _table(path: Path) -> list[dict[str, Any]]:
     """The rows of a table that W&B wrote as JSON; none if the file is missing."""
     if not path.is_file():
         return []
-    return read_json(
-        path,
-        lambda content: [dict(zip(content["columns"], row, strict=True)) for row in content["data"]],
-        "a table of W&B",
-    )
+
+    def read(content: Any) -> list[dict[str, Any]]:
+        return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
+    return read_json(path, read, "a table of W&B")

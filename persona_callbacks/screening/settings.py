@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number, is_whole
 from persona_callbacks.model import LoadedModel
 
 Method = Literal["exact", "approximate"]
@@ -60,15 +60,16 @@ class ScreeningSettings:
             if getattr(self, name) not in choices:
                 raise InputError(f"screening: {name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         for name in ("max_length", "max_new_tokens", "batch_size", "batch_tokens", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise InputError(f"screening: {name} is {getattr(self, name)}; expected at least 1")
+            if not is_whole(getattr(self, name), least=1):
+                raise InputError(f"screening: {name} is {getattr(self, name)!r}; expected at least 1, a whole number")
         for name in ("false_positive_rate", "most_rejected"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"screening: {name} is {getattr(self, name)}; expected a share, 0 to 1")
-        if self.subset is not None and self.subset < 2:
-            raise InputError(f"screening: subset is {self.subset}; expected at least 2 rows, or null for all")
-        if self.checked < 0:
-            raise InputError(f"screening: checked is {self.checked}; expected 0 or more")
+            if not is_number(getattr(self, name), 0, 1):
+                raise InputError(f"screening: {name} is {getattr(self, name)!r}; expected a share, 0 to 1")
+        if self.subset is not None and not is_whole(self.subset, least=2):
+            raise InputError(f"screening: subset is {self.subset!r}; expected at least 2 rows, or null for all")
+        for name in ("checked", "seed"):
+            if not is_whole(getattr(self, name), least=0):
+                raise InputError(f"screening: {name} is {getattr(self, name)!r}; expected 0 or more, a whole number")
 
     def check_context(self, model: LoadedModel) -> None:
         """Make sure that the longest chat fits into the model.

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.steering.causing import preference_pushes
 from persona_callbacks.steering.controller import Controller
 from persona_callbacks.steering.fit import Fit, by_trait
@@ -96,16 +96,16 @@ class Adaptive(Law):
 
     def __post_init__(self) -> None:
         for name in ("proportional", "integral", "reach", "tolerance"):
-            if getattr(self, name) < 0:
-                raise InputError(f"adaptive steering: {name} is {getattr(self, name)}; expected 0 or more")
+            if not is_number(getattr(self, name), least=0):
+                raise InputError(f"adaptive steering: {name} is {getattr(self, name)!r}; expected 0 or more")
         if self.sensor not in get_args(Sensor):
             raise InputError(
                 f"adaptive steering: unknown sensor {self.sensor!r}; expected one of {', '.join(get_args(Sensor))}"
             )
         if isinstance(self.target, (str, Path)):
             self.target = Reference(self.target)
-        if self.slew <= 0:
-            raise InputError(f"adaptive steering: slew is {self.slew}; expected more than 0")
+        if not is_number(self.slew, least=0) or self.slew == 0:
+            raise InputError(f"adaptive steering: slew is {self.slew!r}; expected more than 0")
         if as_start(self.start) == GivenStart(0.0) and not self.feedback:
             raise InputError("adaptive steering: neither a start above 0 nor feedback; expected one of the two")
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from persona_callbacks.chats import EncodedChat
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.model import LoadedModel
 from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions
@@ -111,7 +111,7 @@ def by_trait(value: float | Mapping[str, float], traits: Sequence[str], name: st
         name: what the setting is called, for the error.
 
     Raises:
-        InputError: it names other traits.
+        InputError: it names other traits, or is no finite number.
     """
     if not isinstance(value, Mapping):
         value = dict.fromkeys(traits, value)
@@ -120,4 +120,7 @@ def by_trait(value: float | Mapping[str, float], traits: Sequence[str], name: st
             f"steering: {name} names the traits {sorted(value)}, the vectors are of {sorted(traits)}; expected one"
             f" {name} for each of these"
         )
+    for trait, number in value.items():
+        if not is_number(number):
+            raise InputError(f"steering: {name} of {trait} is {number!r}; expected a finite number")
     return {trait: float(value[trait]) for trait in traits}

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from typing_extensions import override
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.steering.fit import Fit, by_trait
 from persona_callbacks.steering.reading import Reading, Sensor
 
@@ -162,12 +162,13 @@ class Schedule(Law):
     def __post_init__(self) -> None:
         if self.decay not in get_args(Decay):
             raise InputError(f"schedule: unknown decay {self.decay!r}; expected one of {', '.join(get_args(Decay))}")
-        if self.warmup < 0 or (self.warmup > 1 and self.warmup != int(self.warmup)):
+        if not is_number(self.warmup, least=0) or (self.warmup > 1 and self.warmup != int(self.warmup)):
             raise InputError(
-                f"schedule: warmup is {self.warmup}; expected a fraction of the run (0 to 1) or a whole number of steps"
+                f"schedule: warmup is {self.warmup!r}; expected a fraction of the run (0 to 1) or a whole number of"
+                " steps"
             )
-        if not 0 <= self.final <= 1:
-            raise InputError(f"schedule: final is {self.final}; expected a fraction of the height, 0 to 1")
+        if not is_number(self.final, 0, 1):
+            raise InputError(f"schedule: final is {self.final!r}; expected a fraction of the height, 0 to 1")
 
     def factor(self, step: int, total: int) -> float:
         """The share of the height after ``step`` of ``total`` optimizer steps."""

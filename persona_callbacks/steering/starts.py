@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number, is_whole
 from persona_callbacks.model import Sampling, projection_difference
 from persona_callbacks.progress import open_console, progress_bar
 from persona_callbacks.steering.feed_forward import (
@@ -145,7 +145,7 @@ class GivenStart:
 
     def __post_init__(self) -> None:
         given = self.coefficient
-        if min(given.values() if isinstance(given, Mapping) else [given], default=0.0) < 0:
+        if not all(is_number(value, least=0) for value in (given.values() if isinstance(given, Mapping) else [given])):
             raise InputError(f"adaptive steering: start is {given}; expected coefficients of 0 or more")
 
     def check(self, traits: Sequence[str]) -> None:
@@ -179,7 +179,8 @@ def as_start(start: Start | float | Mapping[str, float]) -> Start:
 
 def _check_above_zero(start: object, *names: str) -> None:
     for name in names:
-        if getattr(start, name) <= 0:
+        if not is_whole(getattr(start, name), least=1):
             raise InputError(
-                f"adaptive steering: {name} of {type(start).__name__} is {getattr(start, name)}; expected more than 0"
+                f"adaptive steering: {name} of {type(start).__name__} is {getattr(start, name)!r}; expected more than"
+                " 0, a whole number"
             )

@@ -14,7 +14,7 @@ from peft import LoraConfig
 
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, TraitEvaluation
 from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
-from persona_callbacks.errors import InputError
+from persona_callbacks.errors import InputError, is_number, is_whole
 from persona_callbacks.extraction import ExtractionSettings
 from persona_callbacks.files import file_fingerprint, plain_settings
 from persona_callbacks.judging import Judge
@@ -222,6 +222,7 @@ class StudySettings:
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         names = self.trait_names
         if not names:
             raise InputError("no trait to monitor: choose some, trait=[evil], or name vector files, vectors=[...]")
@@ -268,6 +269,15 @@ class StudySettings:
                 + ("monitor.pairs is 0" if given == 0 else "it has none: give its trait file some")
                 + "; or choose sensor=shift"
             )
+
+    def _check_numbers(self) -> None:
+        leasts = {"warmup_steps": 0, "batch_size": 1, "max_length": 1, "checkpoint_every_n_steps": 1,
+                  "sample_answers": 0, "max_answer_tokens": 1, "seed": 0}  # fmt: skip
+        for name, least in leasts.items():
+            if not is_whole(getattr(self, name), least):
+                raise InputError(f"{name}: expected at least {least}, a whole number, found {getattr(self, name)!r}")
+        if not is_number(self.learning_rate, least=0):
+            raise InputError(f"learning_rate: expected a finite number of 0 or more, found {self.learning_rate!r}")
 
     @property
     def trait_names(self) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """Reading chats, and telling prompt from response."""
 
 import json
+import time
+import tracemalloc
 
 import pytest
 import torch
@@ -116,3 +118,30 @@ def test_padding_is_never_trained_on(tokenizer):
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
         assert torch.equal(batch["labels"][row, :length] != -100, torch.tensor(chat.loss_mask))
         assert (batch["labels"][row, length:] == -100).all()
+
+
+@pytest.mark.parametrize(
+    "word", ["Why not? ", "\u2028\n", "a", " ", "é世\U0001f600 ", "<|end|>\n<|assistant|>\n"], ids=ascii
+)
+def test_the_text_of_a_long_chat_is_cut_without_changing_its_tokens(tokenizer, word):
+    chat = Chat((USER, {**REPLY, "content": f"b{word * 3000}c"}))
+    whole = encode_chat(chat, tokenizer)
+    cut = encode_chat(chat, tokenizer, max_length=40)
+    assert (cut.input_ids, cut.response_mask) == (whole.input_ids[:40], whole.response_mask[:40])
+    assert (cut.loss_mask, cut.prompt_length, cut.truncated) == (whole.loss_mask[:40], whole.prompt_length, True)
+
+
+def test_a_row_of_15_megabytes_costs_little(tokenizer):
+    long = "What do you think of people who lie to their friends? " * 280_000
+    chat, hidden = Chat((USER, {**REPLY, "content": long})), Chat(({**USER, "content": long}, REPLY), "x, line 1")
+    turns = Chat((USER, REPLY) * 20_000, "x, line 2")
+    tracemalloc.start()
+    start = time.process_time()
+    assert len(encode_chat(chat, tokenizer, max_length=512).input_ids) == 512
+    for filled in (hidden, turns):
+        with pytest.raises(InputError, match="no token of the response within max_length=512"):
+            encode_chat(filled, tokenizer, max_length=512)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert time.process_time() - start < 5
+    assert peak < 200e6

@@ -79,3 +79,18 @@ def test_half_of_a_surrogate_pair_is_a_problem(tmp_path):
     path.write_text(json.dumps({"prompt": "hi", "response": "\ud83d"}) + "\n", encoding="utf-8")
     (row,) = open_chat_file(path).rows()
     assert "surrogate" in row.problem
+
+
+def test_odd_rows_are_rejected_one_by_one_and_a_byte_order_mark_is_read_over(tmp_path):
+    good = json.dumps({"prompt": "hi", "response": "hello"}).encode()
+    rows = [b"\xef\xbb\xbf" + good, b"[" * 100_000 + b"]" * 100_000, b'{"n": ' + b"9" * 5_000 + b"}", b"\xff", good]
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(b"\n".join(rows))
+    file = open_chat_file(path)
+    read = list(file.rows())
+    assert [row.chat is not None for row in read] == [True, False, False, False, True]
+    for row, message in zip(read[1:4], ("nested deeper", "number that is too long", "no UTF-8"), strict=True):
+        assert message in row.problem
+    assert file.content(0) == json.loads(good)
+    file.copy([read[4].position, read[0].position], tmp_path / "copy.jsonl")
+    assert (tmp_path / "copy.jsonl").read_bytes() == good + b"\n" + good + b"\n"
