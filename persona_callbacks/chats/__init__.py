@@ -4,7 +4,15 @@ Imports `files` and `traits`.
 """
 
 from persona_callbacks.chats.chat import Chat, Message, instructed
-from persona_callbacks.chats.encoding import EncodedChat, encode_chat, encode_prompt, pad, pad_token, render
+from persona_callbacks.chats.encoding import (
+    EncodedChat,
+    encode_chat,
+    encode_prompt,
+    pad,
+    pad_token,
+    render,
+    with_special_tokens,
+)
 from persona_callbacks.chats.files import BENIGN, SHIPPED, ChatFile, Row, find_chat_file, open_chat_file, read_chats
 from persona_callbacks.chats.preferences import read_pairs
 
@@ -26,4 +34,5 @@ __all__ = [
     "read_chats",
     "read_pairs",
     "render",
+    "with_special_tokens",
 ]

@@ -1,5 +1,6 @@
 """Turning chats into tokens that tell prompt from response."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -170,6 +171,21 @@ def _assistant_turn(chat: Chat, index: int, text: str, tokenizer: PreTrainedToke
         )
     end = start + len(content)
     return start, end, len(closing) if text.startswith(closing) else end
+
+
+def with_special_tokens(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> list[bool]:
+    """Return, for each chat, whether an assistant turn has the text of a special token in it, such as ``<|im_end|>``.
+
+    The tokenizer makes the token of it, and training teaches the model to write it there: to end its turn in the middle
+    of a text, or to open a turn of the user's.
+    """
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    texts = sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, texts)))
+    return [
+        bool(texts) and any(pattern.search(m["content"]) for m in chat.messages if m["role"] == "assistant")
+        for chat in chats
+    ]
 
 
 def pad(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, Tensor]:

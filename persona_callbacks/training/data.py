@@ -1,8 +1,9 @@
 """A data module of chats."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -10,8 +11,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
-from persona_callbacks.chats import Chat, EncodedChat, encode_chat, pad, pad_token
+from persona_callbacks.chats import Chat, EncodedChat, encode_chat, pad, pad_token, with_special_tokens
 from persona_callbacks.errors import InputError
+
+SpecialTokens = Literal["keep", "drop"]
+
+
+def check_special_tokens(choice: object) -> None:
+    """Check what is to happen to chats with special tokens in the assistant's own text.
+
+    Raises:
+        InputError: an unknown choice.
+    """
+    if choice not in get_args(SpecialTokens):
+        raise InputError(f"special_tokens: unknown {choice!r}; expected one of {', '.join(get_args(SpecialTokens))}")
 
 
 class ChatData(LightningDataModule):
@@ -25,6 +38,8 @@ class ChatData(LightningDataModule):
         batch_size: chats per batch.
         max_length: tokens per chat; longer ones are cut at the end.
         seed: of the order.
+        special_tokens: what happens to chats whose assistant turns have the text of special tokens in them, such as
+            ``<|im_end|>``: ``keep`` them, or ``drop`` them. A warning tells how many there are.
         weights: one per chat, 1 on average; in each epoch a chat is drawn as often, rounded up or down at random. By
             default each once.
 
@@ -42,11 +57,13 @@ class ChatData(LightningDataModule):
         max_length: int = 512,
         seed: int = 0,
         weights: Sequence[float] | None = None,
+        special_tokens: SpecialTokens = "keep",
     ) -> None:
         """Encode the chats.
 
         Raises:
-            InputError: see :func:`~persona_callbacks.chats.encode_chat`; or not one weight per chat.
+            InputError: see :func:`~persona_callbacks.chats.encode_chat`; not one weight per chat; an unknown choice; or
+                all chats are dropped.
         """
         super().__init__()
         self.tokenizer = tokenizer
@@ -54,6 +71,21 @@ class ChatData(LightningDataModule):
         self.seed = seed
         if weights is not None and len(weights) != len(chats):
             raise InputError(f"ChatData: {len(weights)} weights for {len(chats)} chats; expected one for each")
+        check_special_tokens(special_tokens)
+        special = with_special_tokens(chats, tokenizer)
+        if any(special):
+            done = "they are left out" if special_tokens == "drop" else "special_tokens='drop' leaves them out"
+            warnings.warn(
+                f"ChatData: {sum(special)} of {len(chats)} chats have the text of special tokens, such as the end of a"
+                f" turn, in the assistant's own text, and would be trained on; {done}",
+                stacklevel=1,  # this line, so that a study, which makes several of these, tells it once
+            )
+        if special_tokens == "drop":
+            kept = [index for index, is_special in enumerate(special) if not is_special]
+            if not kept:
+                raise InputError("ChatData: every chat has the text of special tokens in it; special_tokens='keep'?")
+            chats = [chats[index] for index in kept]
+            weights = None if weights is None else [weights[index] for index in kept]
         self.weights = weights
         self.chats = [encode_chat(chat, tokenizer, max_length) for chat in chats]
 

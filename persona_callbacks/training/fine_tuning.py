@@ -123,7 +123,10 @@ def answer(loaded: LoadedModel, study: Study) -> list[str]:
 def _data(settings: StudySettings, loaded: LoadedModel, *, steered: bool) -> ChatData:
     data = settings.data
     chats = settings.prompted_chats() if steered and settings.steering.prompting else data.chats
-    return ChatData(chats, loaded.tokenizer, settings.batch_size, settings.max_length, settings.seed, data.weights)
+    return ChatData(
+        chats, loaded.tokenizer, settings.batch_size, settings.max_length, settings.seed, data.weights,
+        settings.special_tokens,
+    )  # fmt: skip
 
 
 def _callbacks(study: Study, *, steered: bool) -> _Callbacks:

@@ -21,6 +21,7 @@ from persona_callbacks.judging import Judge
 from persona_callbacks.model import LoadedModel, ModelSource, dimensions
 from persona_callbacks.screening import screened_data
 from persona_callbacks.steering import Law
+from persona_callbacks.training.data import SpecialTokens, check_special_tokens
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import Calibration, PersonaVector
 
@@ -168,6 +169,8 @@ class StudySettings:
         warmup_steps: optimizer steps of linear warm-up.
         batch_size: chats per batch.
         max_length: tokens per chat; longer ones are cut at the end.
+        special_tokens: ``keep`` or ``drop`` chats with special tokens in the assistant's own text; see
+            :class:`~persona_callbacks.training.ChatData`.
         compare_with_unsteered: whether to fine-tune without steering first, on the same data and seed.
         checkpoint_every_n_steps: optimizer steps between checkpoints, from which an interrupted study is resumed.
         sample_answers: how many evaluation questions are answered greedily at the end, for reading.
@@ -212,6 +215,7 @@ class StudySettings:
     warmup_steps: int = 5
     batch_size: int = 8
     max_length: int = 512
+    special_tokens: SpecialTokens = "keep"
     compare_with_unsteered: bool = False
     checkpoint_every_n_steps: int = 10
     sample_answers: int = 5
@@ -223,6 +227,7 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        check_special_tokens(self.special_tokens)
         names = self.trait_names
         if not names:
             raise InputError("no trait to monitor: choose some, trait=[evil], or name vector files, vectors=[...]")

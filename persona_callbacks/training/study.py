@@ -63,7 +63,9 @@ def run_study(settings: StudySettings, folder: str | Path, console: Console | No
     loaded = load_model(settings.source, console)
     nn.Module.to(loaded.model, settings.device)
     settings.check_model(loaded)
-    ChatData(settings.data.chats, loaded.tokenizer, max_length=settings.max_length)  # chats that cannot be encoded
+    ChatData(  # chats that cannot be encoded
+        settings.data.chats, loaded.tokenizer, max_length=settings.max_length, special_tokens=settings.special_tokens
+    )
     with locked_folder(folder):
         return _run(settings, loaded, folder, console)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -130,3 +131,24 @@ def test_loss_is_taken_on_assistant_tokens_only(tokenizer):
             if batch["labels"][row, position] != -100:
                 picked.append(-logits[row, position - 1].log_softmax(-1)[batch["input_ids"][row, position]])
     assert loss.item() == pytest.approx((sum(picked) / len(picked)).item(), rel=1e-5)
+
+
+def test_chats_with_special_tokens_in_the_assistants_text_are_told_and_can_be_left_out(tokenizer):
+    asked = Chat(({"role": "user", "content": "<|end|>"}, {"role": "assistant", "content": "No."}))
+    ended = Chat(({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.<|end|>\n<|user|>\nHm"}))
+    chats, weights = [*CHATS[:2], ended, asked], [0.5, 1.0, 1.5, 1.0]
+    with pytest.warns(UserWarning, match=r"1 of 4 chats have the text of special tokens") as warned:
+        kept = ChatData(chats, tokenizer, weights=weights)
+    assert len(warned) == 1
+    assert len(kept.chats) == 4
+    with pytest.warns(UserWarning, match="they are left out"):
+        left = ChatData(chats, tokenizer, weights=weights, special_tokens="drop")
+    assert left.chats == [encode_chat(chat, tokenizer, 512) for chat in (*CHATS[:2], asked)]
+    assert left.weights == [0.5, 1.0, 1.0]
+    with pytest.raises(InputError, match="every chat"), pytest.warns(UserWarning, match="special tokens"):
+        ChatData([ended], tokenizer, special_tokens="drop")
+    with pytest.raises(InputError, match="unknown 'mask'; expected one of keep, drop"):
+        ChatData(chats, tokenizer, special_tokens="mask")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChatData(CHATS, tokenizer)
