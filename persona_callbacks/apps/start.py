@@ -170,10 +170,14 @@ def whole_configuration(cfg: DictConfig) -> dict[str, Any]:
 
     A number and a hash stand for the minimal pairs of each trait, which are too long for a tracker.
     """
-    content = OmegaConf.to_container(cfg)
+    unresolved = ("logger", "run")  # loggers refer to what is filled in
+    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in unresolved])
+    content = OmegaConf.to_container(kept, resolve=True)
     assert isinstance(content, dict)
+    if "logger" in cfg:
+        content["logger"] = OmegaConf.to_container(cfg.logger)
     for trait in content.get("traits", {}).values():
         if "pairs" in trait:
             digest = hashlib.sha256(json.dumps(trait["pairs"], sort_keys=True).encode()).hexdigest()
             trait["pairs"] = f"{len(trait['pairs'])} minimal pairs, SHA-256 {digest}"
-    return {str(key): value for key, value in content.items() if key != "run"}
+    return {str(key): value for key, value in content.items()}

@@ -72,7 +72,7 @@ def trajectory(runs: Sequence[Run], trait: str) -> str:
             for number, run in enumerate(runs):
                 if name in run.series:
                     steps, values = zip(*run.series[name], strict=True)
-                    axes.plot(steps, values, **_style(number))
+                    axes.plot(steps, values, **_style(number))  # leaves a gap where a value is not finite
             axes.set_ylabel(label)
         panels[-1].set_xlabel("optimizer step")
         figure.align_ylabels()
@@ -113,14 +113,14 @@ class _Bar:
 def expression_bars(runs: Sequence[Run], trait: str) -> str:
     """Draw the trait expression of the base model, and that at the end of every run, with 95 % intervals."""
     name = metrics.expression(trait)
-    judged = [(number, run) for number, run in enumerate(runs) if name in run.series]
-    base = judged[0][1]
     mean, low, high = metrics.with_interval(name)
-    bars = [_Bar("base model", BASE, base.first(mean), base.first(low), base.first(high))]
+    base = next((run for run in runs if run.base(mean) is not None), runs[0])
+    bars = [_Bar("base model", BASE, base.base(mean), base.base(low), base.base(high))]
     bars += [
         _Bar(run.name, colour(number), run.last(mean), run.last(low), run.last(high), f"run-{number}")
-        for number, run in judged
+        for number, run in enumerate(runs)
     ]
+    bars = [bar for bar in bars if bar.mean is not None and math.isfinite(bar.mean)]
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.8 + 0.34 * len(bars)), layout="constrained")
         axes = figure.subplots()
@@ -147,7 +147,7 @@ def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
         axes = figure.subplots()
         for number, run in enumerate(runs):
             x, y = run.last(cost), run.last(name)
-            if x is not None and y is not None:
+            if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
                 axes.plot([x], [y], markersize=7, **_style(number))
         axes.margins(0.12)
         axes.set(xlabel=cost, ylabel=f"{trait} {'expression' if evaluated else 'shift'} at the end")
@@ -182,7 +182,7 @@ def screening_histogram(summary: TraitSummary, screening: str) -> str:
 
 def _base_line(axes: Axes, runs: Sequence[Run], name: str) -> None:
     """Draw a horizontal line at the base model's value of a metric, if it is known."""
-    base = next((value for run in runs if (value := run.first(name)) is not None), None)
+    base = next((value for run in runs if (value := run.base(name)) is not None), None)
     if base is not None:
         axes.axhline(base, color="#bbbbbb", linewidth=1)
         axes.text(0.01, base, "base model", transform=axes.get_yaxis_transform(), color="#777777", va="bottom")

@@ -172,7 +172,11 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     for vector in _vectors(runs):
         warnings += [f"The persona vector of {vector.trait} is weak: {weakness}." for weakness in vector.weaknesses()]
     for run in runs:
+        if run.finished is False:
+            warnings.append(f"{run.name}: training did not come to its end; its values are the last that were read.")
         for trait in run.traits:
+            if run.last(metrics.shift(trait)) is None and run.last(metrics.expression(trait)) is None:
+                warnings.append(f"{run.name}: {trait} was not read after a step of training.")
             unscored = run.last(metrics.unscored(trait))
             if unscored:
                 warnings.append(f"{run.name}: {unscored:.0f} answers of {trait} could not be scored.")
@@ -245,8 +249,14 @@ def _limits(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
         "Only the traits above were watched; others may have changed.",
         "A shift is read from activations on the probes at one layer: it can fall while the behaviour stays.",
         expression,
+        *_unknown_ends(runs),
         "Numbers of one run say nothing of the spread between seeds; compare runs that differ in the seed only.",
     ]
+
+
+def _unknown_ends(runs: Sequence[Run]) -> list[str]:
+    unknown = [run.name for run in runs if run.finished is None]
+    return [f"Whether training came to its end is not recorded for {', '.join(unknown)}."] if unknown else []
 
 
 def _quality(vector: PersonaVector) -> str:

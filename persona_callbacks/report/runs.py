@@ -27,7 +27,7 @@ class Run:
     """A fine-tuning run.
 
     Attributes:
-            name: is unique among the runs that were found together.
+        name: is unique among the runs that were found together; it says so if the run did not finish.
         folder: where the run lies.
         series: by name, the values of every metric that was logged.
         config: the hyperparameters; nested keys are joined by dots.
@@ -35,6 +35,7 @@ class Run:
         shift_by_layer: by trait and step, the shift at layer 1, 2, ... in activation units; empty unless every layer
             was read.
         vectors: the persona vectors that lie beside the run.
+        finished: whether training came to its end; ``None`` if that is not recorded.
 
     Example:
         >>> run = Run("seed 0", Path("runs/0"), {"persona/evil/shift": ((0, 0.0), (10, 2.5))}, {}, (), {}, ())
@@ -49,6 +50,12 @@ class Run:
     answers: tuple[JudgedAnswer, ...]
     shift_by_layer: Mapping[str, Mapping[int, Sequence[float]]]
     vectors: tuple[PersonaVector, ...]
+    finished: bool | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The last optimizer step that something was logged at."""
+        return max((values[-1][0] for values in self.series.values()), default=0)
 
     @property
     def traits(self) -> list[str]:
@@ -56,12 +63,22 @@ class Run:
         return metrics.traits_of(self.series)
 
     def last(self, metric: str) -> float | None:
-        """Return the last value of a metric; ``None`` if it was not logged."""
-        return self.series[metric][-1][1] if metric in self.series else None
+        """Return the last value of a metric; ``None`` if it was not logged after a step of training.
 
-    def first(self, metric: str) -> float | None:
-        """Return the first value of a metric; ``None`` if it was not logged."""
-        return self.series[metric][0][1] if metric in self.series else None
+        What was read before the first step is the base model's, and no result of the run.
+        """
+        step, value = self.series[metric][-1] if metric in self.series else (0, None)
+        return value if step > 0 else None
+
+    def base(self, metric: str) -> float | None:
+        """Return the value of a metric before the first step; ``None`` if it was not logged then."""
+        step, value = self.series[metric][0] if metric in self.series else (0, None)
+        return value if step == 0 else None
+
+    def behind(self, metric: str) -> int | None:
+        """Return the step that the last value of a metric was read at, if training went on after it."""
+        step = self.series[metric][-1][0] if metric in self.series else self.last_step
+        return step if step < self.last_step else None
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -90,7 +107,46 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
                 " TraitEvaluation, wrote; found no run"
             )
         runs += [run for run in below if run.folder not in {other.folder for other in runs}]
-    return _renamed(runs)
+    return [_marked(run) for run in _renamed(_merged(runs))]
+
+
+def _merged(runs: Sequence[Run]) -> list[Run]:
+    """Make one run of two that loggers wrote to different folders: CSV here, and W&B with the same readings there."""
+    by_readings: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        readings = tuple(
+            (name, step, f"{value:.5g}")
+            for name in sorted(filter(metrics.is_reading, run.series))
+            for step, value in run.series[name]
+        )
+        by_readings.setdefault(readings, []).append(run)
+    merged = []
+    for alike in by_readings.values():
+        by_kind = {_is_of_csv(run): run for run in alike}
+        if len(alike) == len(by_kind) == 2:
+            of_csv, of_wandb = by_kind[True], by_kind[False]
+            finished = of_wandb.finished if of_csv.finished is None else of_csv.finished
+            config = {**of_wandb.config, **of_csv.config}
+            alike = [
+                replace(
+                    of_csv,
+                    config=config,
+                    finished=finished,
+                    answers=of_csv.answers or of_wandb.answers,
+                    shift_by_layer=of_csv.shift_by_layer or of_wandb.shift_by_layer,
+                    vectors=of_csv.vectors or of_wandb.vectors,
+                )
+            ]
+        merged += alike
+    return merged
+
+
+def _is_of_csv(run: Run) -> bool:
+    return any(run.folder.glob("csv*/metrics.csv")) or (run.folder / "metrics.csv").is_file()
+
+
+def _marked(run: Run) -> Run:
+    return replace(run, name=f"{run.name} (unfinished, step {run.last_step})") if run.finished is False else run
 
 
 def _run_folders(top: Path) -> list[Path]:
@@ -148,7 +204,17 @@ def _run(name: str, folder: Path, tables: Sequence[Path], offline: Sequence[Offl
         answers=_judged_answers(folder, logged),
         shift_by_layer=_shift_by_layer(folder, logged),
         vectors=tuple(PersonaVector.load(file) for file in files),
+        finished=_finished(folder, offline),
     )
+
+
+def _finished(folder: Path, offline: Sequence[OfflineRun]) -> bool | None:
+    """Whether ``persona-train`` left a result, or else W&B noted that the run ended well."""
+    if (folder / "result.json").is_file():
+        return True
+    if (folder.parent / "state.json").is_file():
+        return False
+    return offline[-1].exit_code == 0 if offline else None
 
 
 def _metric_rows(tables: Sequence[Path], offline: Sequence[OfflineRun]) -> list[Mapping[str, Any]]:

@@ -1,5 +1,6 @@
 """The report's tables: results, answers to held-out questions, and how the configurations of the runs differ."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,13 +97,17 @@ class _Metric:
     form: str
     base: str | None = None
 
-    def cell(self, run: Run, *, first: bool = False) -> str:
-        """The first or the last value of a run, with its 95 % interval if there is one."""
-        read = run.first if first else run.last
+    def cell(self, run: Run, *, base: bool = False) -> str:
+        """The base model's or the last value of a run, with its 95 % interval if there is one, and the step that it was
+        read at if training went on.
+        """
+        read = run.base if base else run.last
         mean, low, high = (read(name) for name in metrics.with_interval(self.name))
+        step = None if base or mean is None or self.base == MISSING else run.behind(self.name)
+        at = "" if step is None else f" at step {step}"
         if low is None or high is None:
-            return number_text(mean, self.form)
-        return f"{number_text(mean, self.form)} ({low:{self.form}}–{high:{self.form}})"
+            return f"{number_text(mean, self.form)}{at}"
+        return f"{number_text(mean, self.form)} ({low:{self.form}}–{high:{self.form}}){at}"
 
 
 def results_table(runs: Sequence[Run], traits: Sequence[str], loss: str) -> Results:
@@ -117,8 +122,8 @@ def results_table(runs: Sequence[Run], traits: Sequence[str], loss: str) -> Resu
     columns = [column for column in wanted if any(column.name in run.series for run in runs)]
     base = []
     for column in columns:
-        first_with_it = next(run for run in runs if column.name in run.series)
-        base.append(column.cell(first_with_it, first=True) if column.base is None else column.base)
+        with_it = next((run for run in runs if run.base(column.name) is not None), runs[0])
+        base.append(column.cell(with_it, base=True) if column.base is None else column.base)
     rows = [ResultRow("base model", None, (*base, MISSING))]
     for number, run in enumerate(runs):
         cells = [column.cell(run) for column in columns]
@@ -136,8 +141,10 @@ def _trait_metrics(trait: str) -> list[_Metric]:
 
 
 def number_text(value: float | None, form: str) -> str:
-    """Format a number; a dash if there is none."""
-    return MISSING if value is None else format(value, form)
+    """Format a number; a dash if there is none, and words if it is not finite."""
+    if value is None:
+        return MISSING
+    return format(value, form) if math.isfinite(value) else "not finite"
 
 
 def questions_and_answers(runs: Sequence[Run], traits: Sequence[str]) -> tuple[list[Question], int]:

@@ -33,6 +33,7 @@ class OfflineRun:
         config: the hyperparameters.
         history: for each logged step the metrics by name, oldest first.
         tables: by name, the rows of the table that was logged last, each as a mapping from column to cell.
+        exit_code: 0 if the run ended well; ``None`` if it did not end, as when it is killed.
 
     Example:
         >>> OfflineRun(id="abc", history=[{"train/loss": 2.0}]).history[-1]["train/loss"]
@@ -44,6 +45,7 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    exit_code: int | None = None
 
 
 def read_offline_run(path: Path) -> OfflineRun:
@@ -61,6 +63,8 @@ def read_offline_run(path: Path) -> OfflineRun:
             run.config.update(_public(_values(record.run.config.update)))
         elif record.HasField("config"):
             run.config.update(_public(_values(record.config.update)))
+        elif record.HasField("exit"):
+            run.exit_code = record.exit.exit_code
         elif record.HasField("history"):
             row = _values(record.history.item)
             run.history.append(row)

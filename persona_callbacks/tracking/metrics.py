@@ -28,6 +28,11 @@ LAYER_TABLE = "shift_by_layer"
 FLAGGED_TABLE = "screening/flagged"
 
 
+def is_reading(name: str) -> bool:
+    """Whether a metric is of the model's character, and not of training."""
+    return name.startswith("persona/")
+
+
 def projection(trait: str) -> str:
     """Name the mean projection of the probes, in activation units."""
     return f"persona/{trait}/projection"
