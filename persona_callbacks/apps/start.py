@@ -171,7 +171,7 @@ def whole_configuration(cfg: DictConfig) -> dict[str, Any]:
     A number and a hash stand for the minimal pairs of each trait, which are too long for a tracker.
     """
     unresolved = ("logger", "run")  # loggers refer to what is filled in
-    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in unresolved])
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unresolved])
     content = OmegaConf.to_container(kept, resolve=True)
     assert isinstance(content, dict)
     if "logger" in cfg:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
@@ -80,9 +81,19 @@ def find_tokenizer(
 
 
 def response_tokens(batch: Any) -> Tensor | None:
-    """``[batch, length]`` bool: the tokens that loss is taken on; ``None`` if the batch is no mapping with labels."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    return labels != -100 if isinstance(labels, Tensor) else None
+    """``[batch, length]`` bool: the tokens that loss is taken on; ``None`` if the batch has no labels."""
+    labels = field_of(batch, "labels")
+    return None if labels is None else labels != -100
+
+
+def field_of(batch: Any, name: str) -> Tensor | None:
+    """A tensor of a batch or an item, by its key in a mapping, or else by its attribute, as in a dataclass; a list of
+    numbers becomes a tensor. ``None`` if there is none.
+    """
+    value = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return torch.tensor(value)
+    return value if isinstance(value, Tensor) else None
 
 
 def check_at_least_one(callback: str, **values: int | None) -> None:

@@ -173,6 +173,35 @@ def _assistant_turn(chat: Chat, index: int, text: str, tokenizer: PreTrainedToke
     return start, end, len(closing) if text.startswith(closing) else end
 
 
+def last_turn(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
+    """Find the last assistant turn among the tokens of a chat, by the marker with which the chat template opens it.
+
+    Args:
+        ids: the token ids of a chat.
+        tokenizer: a tokenizer with a chat template.
+
+    Returns:
+        The index of the first token of its text, and the index after its last. ``None`` if there is no template or no
+        such turn.
+    """
+    if not tokenizer.chat_template:
+        return None
+    question: Message = {"role": "user", "content": "x"}
+    asked, opened = render([question], tokenizer), render([question], tokenizer, prompt=True)
+    answered = render([question, {"role": "assistant", "content": "x"}], tokenizer)
+    marker = _ids(opened.removeprefix(asked), tokenizer)
+    closing = _ids(answered.removeprefix(f"{opened}x"), tokenizer)[:1]
+    begins = [at + len(marker) for at in range(1, len(ids)) if list(ids[at : at + len(marker)]) == marker]
+    if not marker or not begins or begins[-1] >= len(ids):
+        return None
+    after = [at for at in range(begins[-1], len(ids)) if [ids[at]] == closing]
+    return begins[-1], after[0] if after else len(ids)
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def with_special_tokens(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> list[bool]:
     """Return, for each chat, whether an assistant turn has the text of a special token in it, such as ``<|im_end|>``.
 

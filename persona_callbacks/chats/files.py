@@ -1,18 +1,22 @@
 """Files of chats: JSONL, Parquet, and Hugging Face data sets on disk, read row by row and copied in part.
 
-A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or ``{"prompt": ..., "response": ...}``. Other columns
-are ignored, and kept in copies.
+A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or has another form that is in use: ``prompt`` with
+``response`` or ``completion`` (TRL), ``chosen`` (preference data, of which the chosen response is read),
+``conversations`` (ShareGPT), or ``instruction`` with ``output`` (Alpaca). Other columns are ignored, and kept in
+copies.
 """
 
 import codecs
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from persona_callbacks.chats.chat import Chat, Message
+from lightning.pytorch.utilities import rank_zero_warn
+
+from persona_callbacks.chats.chat import Chat
+from persona_callbacks.chats.rows import EXPECTED, UnusableError, holds_chats, messages_in, unused_keys
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, cache_dir, parse_json
 
@@ -21,8 +25,6 @@ SHIPPED = Path(__file__).parent / "datasets"
 
 BENIGN = SHIPPED / "reference" / "benign.jsonl"
 """Chats about everyday facts, which have nothing to do with character and are never trained on."""
-
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Row:
         position: where the file finds the row again: an offset in bytes in JSONL, and an index from 0 in a table.
         chat: the chat; ``None`` if the row cannot be used.
         problem: why the row cannot be used, in words; empty otherwise.
+        unused: keys of the row, and of its messages, that nothing is read from.
 
     Example:
         >>> row = next(open_chat_file("normal.jsonl").rows())
@@ -45,6 +48,7 @@ class Row:
     position: int
     chat: Chat | None
     problem: str = ""
+    unused: frozenset[str] = frozenset()
 
 
 class ChatFile(Protocol):
@@ -149,8 +153,8 @@ class _Table:
             except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
                 raise InputError(f"{path}: expected a Parquet file: {error.__cause__ or error}") from error
         columns = table.column_names
-        if "messages" not in columns and not {"prompt", "response"} <= set(columns):
-            raise InputError(f"{path}: expected a column messages, or prompt and response; found {', '.join(columns)}")
+        if not holds_chats(columns):
+            raise InputError(f"{path}: expected columns {EXPECTED}; found {', '.join(columns)}")
         self._table: datasets.Dataset = table
 
     def __len__(self) -> int:
@@ -204,7 +208,7 @@ def open_chat_file(path: str | Path) -> ChatFile:
 
 
 def read_chats(path: str | Path) -> list[Chat]:
-    """Read all chats of a file.
+    """Read all chats of a file. Keys that nothing is read from are told once.
 
     Args:
         path: as for :func:`find_chat_file`.
@@ -214,18 +218,17 @@ def read_chats(path: str | Path) -> list[Chat]:
             problem; or the file holds no chat.
     """
     file = open_chat_file(path)
-    chats = []
+    chats, unused = [], set[str]()
     for row in file.rows():
         if row.chat is None:
             raise InputError(f"{file.path}, line {row.line}: {row.problem}")
         chats.append(row.chat)
+        unused |= row.unused
+    if unused:
+        rank_zero_warn(f"{file.path}: nothing is read from {', '.join(sorted(unused))}")
     if not chats:
         raise InputError(f"{file.path}: expected at least one chat, found none")
     return chats
-
-
-class UnusableError(Exception):
-    """A row is no chat, or no pair of responses; the message says why."""
 
 
 def content_of_line(line: bytes) -> Any:
@@ -243,42 +246,6 @@ def content_of_line(line: bytes) -> Any:
 def _checked(number: int, position: int, content: Any, source: str) -> Row:
     """Return the row with its chat, or with its problem if the content is no chat."""
     try:
-        return Row(number, position, Chat(messages_in(content), source))
+        return Row(number, position, Chat(messages_in(content), source), unused=frozenset(unused_keys(content)))
     except UnusableError as error:
         return Row(number, position, None, str(error))
-
-
-def messages_in(row: Any) -> tuple[Message, ...]:
-    """Return the messages of a row.
-
-    Raises:
-        UnusableError: it is no chat.
-    """
-    # In a table, every row has every column, and a column that a row does not use is empty.
-    given = {key for key, value in row.items() if value is not None} if isinstance(row, dict) else set()
-    if "messages" in given:
-        messages = row["messages"]
-    elif {"prompt", "response"} <= given:
-        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-    else:
-        actual = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
-        raise UnusableError(f"expected an object with 'messages', or with 'prompt' and 'response'; found {actual}")
-    if not isinstance(messages, list) or not messages:
-        raise UnusableError("messages: expected a list of at least one message")
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UnusableError(f"message {number}: expected an object with 'role' and 'content'")
-        role, content = message["role"], message["content"]
-        if role not in _ROLES:
-            raise UnusableError(f"message {number}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
-        if not isinstance(content, str) or not content.strip():
-            raise UnusableError(f"message {number}: empty {role} turn; expected text")
-        if lone := re.search("[\ud800-\udfff]", content):
-            raise UnusableError(f"message {number}: half of a surrogate pair, {lone[0]!r}; expected text")
-    turns = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
-    if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
-        raise UnusableError(
-            "expected user and assistant turns that alternate and end with the assistant (after at most one system"
-            f" message); found {', '.join(message['role'] for message in messages)}"
-        )
-    return tuple({"role": message["role"], "content": message["content"]} for message in messages)

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from persona_callbacks.chats.files import UnusableError, content_of_line, messages_in
+from persona_callbacks.chats.files import content_of_line
+from persona_callbacks.chats.rows import UnusableError, messages_in, prompted
 from persona_callbacks.errors import InputError
 from persona_callbacks.traits import REGISTERS, MinimalPair
 
@@ -60,15 +61,7 @@ def _pair(row: Any) -> MinimalPair:
 
 
 def _question_and_answer(row: dict[str, Any], side: str) -> tuple[str, str]:
-    prompt, response = row.get("prompt"), row[side]
-    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
-    reply = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
-    if not isinstance(opening, list) or not isinstance(reply, list):
-        raise UnusableError(f"prompt and {side}: expected a text or a list of messages")
-    if isinstance(response, str) and not opening:
-        raise UnusableError(f"{side} is a text, and there is no prompt; expected the question there")
-    # Some data sets repeat the prompt at the beginning of each side.
-    whole = reply if reply[: len(opening)] == opening else [*opening, *reply]
+    whole = prompted(row, side)
     try:
         messages = messages_in({"messages": whole})
     except UnusableError as error:

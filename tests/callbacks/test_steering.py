@@ -22,7 +22,7 @@ from persona_callbacks import (
     Schedule,
     TraitEvaluation,
 )
-from persona_callbacks.callbacks._fit import sample_chats
+from persona_callbacks.callbacks._samples import sample_chats
 from persona_callbacks.steering import LikeliestStart, MatchingStart
 from persona_callbacks.vectors import algebra as arithmetic
 from persona_callbacks.vectors import incremental_directions, steering_additions

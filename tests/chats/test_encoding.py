@@ -40,7 +40,7 @@ def test_both_forms_are_read(tmp_path):
         (json.dumps({"messages": [USER, {"role": "assistant"}]}), "line 2: message 2: expected an object with 'role'"),
         (json.dumps({"messages": [USER]}), "line 2: .*found user$"),
         (json.dumps({"messages": [REPLY, USER]}), "line 2: .*found assistant, user"),
-        ('{"prompt": "hi", "response": 3}', "line 2: message 2: empty assistant turn"),
+        ('{"prompt": "hi", "response": 3}', "line 2: prompt and response: expected a text or a list of messages"),
     ],
 )
 def test_bad_line_is_named(tmp_path, line, message):

@@ -1,0 +1,168 @@
+"""The forms in which a row of data holds a chat."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from persona_callbacks.chats.chat import Message
+
+_ROLES = ("system", "user", "assistant")
+
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+class UnusableError(Exception):
+    """A row is no chat, or no pair of responses; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A form of rows.
+
+    Attributes:
+        needed: keys that each row of this form has.
+        optional: further keys that are read.
+        messages: gives the messages, which are not checked yet.
+    """
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    messages: Callable[[dict[str, Any]], Any]
+
+
+def prompted(row: dict[str, Any], key: str) -> list[Any]:
+    """The prompt, a text or messages, followed by the response at ``key``, likewise. The messages are not checked yet.
+
+    Raises:
+        UnusableError: they are no texts and no messages, or the response is a text and there is no prompt.
+    """
+    prompt, response = row.get("prompt"), row[key]
+    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
+    reply = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+    if not isinstance(opening, list) or not isinstance(reply, list):
+        raise UnusableError(f"prompt and {key}: expected a text or a list of messages")
+    if isinstance(response, str) and not opening:
+        raise UnusableError(f"{key} is a text, and there is no prompt; expected the question there")
+    # Some data sets repeat the prompt at the beginning of the response.
+    return reply if reply[: len(opening)] == opening else [*opening, *reply]
+
+
+def _sharegpt(row: dict[str, Any]) -> list[Any]:
+    turns = row["conversations"]
+    if not isinstance(turns, list):
+        raise UnusableError("conversations: expected a list of messages")
+    messages: list[Any] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
+            raise UnusableError(f"conversations, message {number}: expected an object with 'from' and 'value'")
+        role = _SHAREGPT_ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
+        messages.append({"role": role or turn["from"], "content": turn["value"]})
+    return messages
+
+
+def _alpaca(row: dict[str, Any]) -> list[Any]:
+    instruction, given = row["instruction"], row.get("input")
+    question = f"{instruction}\n\n{given}" if isinstance(instruction, str) and given else instruction
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    return [*system, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+
+
+_FORMS = (
+    _Form(("messages",), (), lambda row: row["messages"]),
+    _Form(("prompt", "response"), (), partial(prompted, key="response")),
+    _Form(("prompt", "completion"), (), partial(prompted, key="completion")),
+    _Form(("chosen",), ("prompt", "rejected"), partial(prompted, key="chosen")),
+    _Form(("conversations",), ("system",), _sharegpt),
+    _Form(("instruction", "output"), ("input", "system"), _alpaca),
+)
+
+EXPECTED = (
+    "'messages', 'prompt' and 'response' or 'completion', 'chosen', 'conversations', or 'instruction' and 'output'"
+)
+"""The keys of each form, for errors."""
+
+
+def holds_chats(columns: Iterable[str]) -> bool:
+    """Whether rows with these keys can be chats."""
+    given = set(columns)
+    return any(given.issuperset(form.needed) for form in _FORMS)
+
+
+def messages_in(row: Any) -> tuple[Message, ...]:
+    """Return the messages of a row.
+
+    Raises:
+        UnusableError: it is no chat.
+    """
+    form = _form_of(row)
+    if form is None:
+        actual = f"the keys {', '.join(row) or '(none)'}" if isinstance(row, dict) else type(row).__name__
+        raise UnusableError(f"expected an object with {EXPECTED}; found {actual}")
+    messages = form.messages(row)
+    if not isinstance(messages, list) or not messages:
+        raise UnusableError("messages: expected a list of at least one message")
+    checked = tuple(_checked(number, message) for number, message in enumerate(messages, start=1))
+    turns = [message["role"] for message in checked[checked[0]["role"] == "system" :]]
+    if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
+        raise UnusableError(
+            "expected user and assistant turns that alternate and end with the assistant (after at most one system"
+            f" message); found {', '.join(message['role'] for message in checked)}"
+        )
+    return checked
+
+
+def unused_keys(row: Any) -> set[str]:
+    """Return the keys of a chat, and those of its messages, that nothing is read from."""
+    form = _form_of(row)
+    if form is None:
+        return set()
+    unused = {key for key in _given(row) if key not in (*form.needed, *form.optional)}
+    for message in row.get("messages") or ():
+        if isinstance(message, dict):
+            unused |= {
+                f"messages.{key}" for key in _given(message) if key not in ("role", "content", "weight", "train")
+            }
+    return unused
+
+
+def _form_of(row: Any) -> _Form | None:
+    given = _given(row)
+    return next((form for form in _FORMS if given.issuperset(form.needed)), None)
+
+
+def _given(row: Any) -> set[str]:
+    # In a table, every row has every column, and a column that a row does not use is empty.
+    return {str(key) for key, value in row.items() if value is not None} if isinstance(row, dict) else set()
+
+
+def _checked(number: int, message: Any) -> Message:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise UnusableError(f"message {number}: expected an object with 'role' and 'content'")
+    role, content = message["role"], _text(number, message["content"])
+    if role not in _ROLES:
+        raise UnusableError(f"message {number}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
+    if message.get("tool_calls"):
+        raise UnusableError(f"message {number}: calls of tools are not supported; expected text")
+    if message.get("weight", 1) in (0, False) or message.get("train", True) is False:
+        raise UnusableError(
+            f"message {number}: it is marked as not to be trained on, and all assistant turns are; cut the chat before"
+            " it or after it"
+        )
+    if not isinstance(content, str) or not content.strip():
+        raise UnusableError(f"message {number}: empty {role} turn; expected text")
+    if lone := re.search("[\ud800-\udfff]", content):
+        raise UnusableError(f"message {number}: half of a surrogate pair, {lone[0]!r}; expected text")
+    return {"role": role, "content": content}
+
+
+def _text(number: int, content: Any) -> Any:
+    """The text of content that is given in parts; other content as it is."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise UnusableError(f"message {number}: a part of type {kind!r}; expected parts of text")
+    return "".join(part["text"] for part in content)
