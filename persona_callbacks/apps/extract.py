@@ -60,8 +60,10 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
         raise InputError(f"formats: unknown {unknown[0]!r}; expected some of {', '.join(_FORMATS)}")
     if not all(map(is_number, cfg.curve.coefficients)):
         raise InputError(f"curve.coefficients: expected finite numbers, found {list(cfg.curve.coefficients)}")
-    if cfg.curve.coefficients and not settings.judge_pairs:
-        raise InputError("curve.coefficients: needs the judge; expected extraction.judge_pairs above 0")
+    if cfg.curve.coefficients and (settings.pairs is not None or not settings.judge_pairs):
+        raise InputError(
+            "curve.coefficients: needs the judge; expected extraction.judge_pairs above 0, and no extraction.pairs"
+        )
     folder = Path(cfg.out).absolute() / model_folder(opening.source.id)
     check_writable(folder)
     loaded = opening.load()
@@ -74,7 +76,8 @@ def _extract_all(
     cfg: DictConfig, opening: Opening, loaded: LoadedModel, generator: Generator, folder: Path
 ) -> list[PersonaVector]:
     settings, traits, console = opening.extraction, opening.traits, opening.console
-    vectors = []
+    vectors: list[PersonaVector] = []
+    compared: list[PersonaVector] = []
     for trait in traits:
         extraction = extract(loaded, trait, settings, console, generator)
         vector = extraction.vector
@@ -86,9 +89,11 @@ def _extract_all(
                 append_lines(scratch, [asdict(point) for point in curve])
             _save(curve_figure(trait.name, curve, unsteered), folder / f"{trait.name}.curve.png")
         vectors.append(vector)
+        compared += extraction.candidates.values() or [vector]
     if len(vectors) > 1:
         _write_cosines(folder, vectors)
     console.print(_summary(vectors, loaded.id))
+    console.print(_causes(compared))
     warn_if_weak(vectors)
     console.print(f"Vectors, responses and figures: {folder}", soft_wrap=True)
     return vectors
@@ -104,6 +109,8 @@ def _write(folder: Path, extraction: Extraction, formats: Sequence[str], model_h
             write_pt(vector, folder / f"{stem}.pt")
         if "gguf" in formats:
             write_gguf(vector, folder / f"{stem}.gguf", model_hint=model_hint)
+    for method, vector in extraction.candidates.items():
+        vector.save(folder / f"{main.trait}.{method}.safetensors")
     with atomic_write(folder / f"{main.trait}.responses.jsonl") as scratch:
         shutil.copyfile(extraction.responses, scratch)
     _save(layer_figure(main), folder / f"{main.trait}.layers.png")
@@ -148,7 +155,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _summary(vectors: Sequence[PersonaVector], model_id: str) -> Table:
     table = Table(title=f"Persona vectors of {model_id}", caption="AUC, d and cosine: at the chosen layer, held out")
-    for column in ("trait", "kept", "judge AUC", "layer", "AUC", "Cohen's d", "cosine of halves", "weak"):
+    columns = ("trait", "kept", "judge AUC", "layer", "AUC", "Cohen's d", "cosine of halves", "of questions", "weak")
+    for column in columns:
         table.add_column(column, justify="left" if column == "trait" else "right")
     for vector in vectors:
         counts, evidence, calibration = vector.counts, vector.evidence, vector.calibration
@@ -159,9 +167,37 @@ def _summary(vectors: Sequence[PersonaVector], model_id: str) -> Table:
             f"{calibration.auc:.2f}" if calibration is not None else "–",
             f"{vector.layer} of {vector.num_layers}",
             *(
-                f"{values[vector.layer]:.2f}"
-                for values in (evidence.auc, evidence.cohens_d, evidence.split_half_cosine)
+                f"{values[vector.layer]:.2f}" if values else "–"
+                for values in (evidence.auc, evidence.cohens_d, evidence.split_half_cosine, evidence.pair_cosine)
             ),
             "yes" if vector.weaknesses() else "",
         )
+    return table
+
+
+def _causes(vectors: Sequence[PersonaVector]) -> Table:
+    """What steering with each vector makes likelier, at its best coefficient."""
+    table = Table(
+        title="What steering makes likelier",
+        caption="Nats per token, on held-out text. Strength: norm of what is added, as a share of the stream's",
+    )
+    for column in ("trait", "method", "α", "own", "opposite", "others", "benign", "KL on benign", "strength"):
+        table.add_column(column, justify="left" if column in ("trait", "method", "others") else "right")
+    for vector in vectors:
+        point = vector.evidence.causal_strength
+        if point is not None:
+            gains = (point.gain, point.opposite, point.benign)
+            own, opposite, benign = (f"{gain:+.2f}" for gain in gains)
+            others = ", ".join(f"{trait} {gain:+.2f}" for trait, gain in point.others.items())
+            table.add_row(
+                vector.trait,
+                vector.method,
+                f"{point.coefficient:g}",
+                own,
+                opposite,
+                others,
+                benign,
+                f"{point.divergence:.2f}",
+                f"{point.strength:.2f}",
+            )
     return table

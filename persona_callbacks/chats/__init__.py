@@ -12,6 +12,7 @@ from persona_callbacks.chats.encoding import (
     pad,
     pad_token,
     render,
+    shortened,
     with_special_tokens,
 )
 from persona_callbacks.chats.files import BENIGN, SHIPPED, ChatFile, Row, find_chat_file, open_chat_file, read_chats
@@ -36,5 +37,6 @@ __all__ = [
     "read_chats",
     "read_pairs",
     "render",
+    "shortened",
     "with_special_tokens",
 ]

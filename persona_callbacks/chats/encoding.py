@@ -133,6 +133,22 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
     )
 
 
+def shortened(chat: EncodedChat, response_tokens: int) -> EncodedChat:
+    """Return the chat with at most so many tokens of its last response.
+
+    Example:
+        >>> chat = EncodedChat((5, 6, 7, 2), 2, (False, False, True, True), (False, False, True, True))
+        >>> shortened(chat, 1).input_ids
+        (5, 6, 7)
+    """
+    end = chat.prompt_length + response_tokens
+    if len(chat.input_ids) <= end:
+        return chat
+    return EncodedChat(
+        chat.input_ids[:end], chat.prompt_length, chat.response_mask[:end], chat.loss_mask[:end], truncated=True
+    )
+
+
 def _tokens(
     text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[int], list[tuple[int, int]]]:

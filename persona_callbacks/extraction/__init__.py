@@ -1,8 +1,9 @@
-"""From a trait to a persona vector: responses, the mean difference, the choice of a layer.
+"""From a trait to a persona vector: responses, the mean difference or what is learned, the choice of a layer.
 
 Imports `judging`, `model` and the rooms below them.
 """
 
+from persona_callbacks.extraction.causes import HeldOut, Texts, causal_points, shipped_texts
 from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.extraction import (
     Extraction,
@@ -19,6 +20,7 @@ from persona_callbacks.extraction.layer_choice import (
     steered_expression,
     steering_effect,
 )
+from persona_callbacks.extraction.learning import LearningSettings, learn_directions
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
 from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 
@@ -27,12 +29,16 @@ __all__ = [
     "Extraction",
     "ExtractionJob",
     "ExtractionSettings",
+    "HeldOut",
     "Judged",
+    "LearningSettings",
     "Response",
     "Separation",
     "Steered",
+    "Texts",
     "best_layer",
     "candidate_layers",
+    "causal_points",
     "coherence",
     "cosine_figure",
     "curve_figure",
@@ -41,8 +47,10 @@ __all__ = [
     "judge_responses",
     "kinds",
     "layer_figure",
+    "learn_directions",
     "load_extraction",
     "persona_vector",
+    "shipped_texts",
     "steered_expression",
     "steering_effect",
 ]

@@ -5,7 +5,7 @@ tell (rank and spread). The difference is taken within questions: a filter keeps
 and more opposite ones to others, and the plain difference of means would hold what those questions are about.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +28,13 @@ class Separation:
         cohens_d: the gap between the two kinds along that direction, in standard deviations; mean of both halves.
         split_half_cosine: cosine between the directions of the two halves: how much of the direction is the trait's
             and not the sample's.
+        pair_cosine: mean cosine between the differences of two questions: how alike the trait is from question to
+            question.
 
     Example:
         >>> import torch
-        >>> perfect = Separation(auc=torch.ones(2), cohens_d=torch.full((2,), 3.0), split_half_cosine=torch.ones(2))
+        >>> ones = torch.ones(2)
+        >>> perfect = Separation(auc=ones, cohens_d=3 * ones, split_half_cosine=ones, pair_cosine=ones)
         >>> perfect.auc.tolist()
         [1.0, 1.0]
     """
@@ -39,6 +42,7 @@ class Separation:
     auc: Tensor
     cohens_d: Tensor
     split_half_cosine: Tensor
+    pair_cosine: Tensor
 
 
 class Contrast:
@@ -84,6 +88,7 @@ class Contrast:
         sampled = [_evenly(torch.nonzero(kind).flatten(), _SAMPLED) for kind in kinds]
         self._sampled_half = torch.repeat_interleave(torch.tensor([0, 0, 1, 1]), torch.tensor([*map(len, sampled)]))
         self._sampled_shows = shows[torch.cat(sampled)]
+        self._sampled_question = questions[torch.cat(sampled)]
         self._slot = {int(index): slot for slot, index in enumerate(torch.cat(sampled))}
         self._sample = torch.zeros(len(self._slot), positions, layers, hidden_size)
 
@@ -103,6 +108,19 @@ class Contrast:
         """
         return self._difference(position, self._halves[0] + self._halves[1]).float()
 
+    def half_directions(self, position: int) -> tuple[Tensor, Tensor]:
+        """:meth:`directions` from the even-numbered questions alone, and from the odd-numbered ones alone."""
+        even, odd = (self._difference(position, weights).float() for weights in self._halves)
+        return even, odd
+
+    def ranking(self, position: int, directions: Tensor, questions: Collection[int]) -> tuple[Tensor, Tensor]:
+        """AUC and Cohen's d, ``[layers]`` float32 each, of other directions, ``[layers, hidden_size]``, on the kept
+        activations of responses to some questions.
+        """
+        asked = torch.tensor([int(number) in questions for number in self._sampled_question])
+        scores, shows = (self._sample[asked, position] * directions).sum(dim=-1), self._sampled_shows[asked]
+        return _auc(scores, shows), _cohens_d(scores, shows)
+
     def separation(self, position: int) -> Separation:
         """How well the directions at a position separate the two kinds of responses."""
         halves = [self._difference(position, weights) for weights in self._halves]
@@ -113,12 +131,27 @@ class Contrast:
             aucs.append(_auc(scores, self._sampled_shows[outside]))
             gaps.append(_cohens_d(scores, self._sampled_shows[outside]))
         cosine = torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1)
-        return Separation(torch.stack(aucs).mean(dim=0), torch.stack(gaps).mean(dim=0), cosine.float())
+        pairs = self._pair_cosine(position)
+        return Separation(torch.stack(aucs).mean(dim=0), torch.stack(gaps).mean(dim=0), cosine.float(), pairs)
+
+    def _pair_cosine(self, position: int) -> Tensor:
+        answered = (self._halves[0] + self._halves[1]) > 0
+        units = torch.nn.functional.normalize(self._differences(position)[answered], dim=-1)
+        count = len(units)
+        # The squared norm of a sum of unit vectors holds each cosine twice, and each vector's with itself.
+        cosine: Tensor = (units.sum(dim=0).square().sum(dim=-1) - count) / (count * (count - 1))
+        return cosine.float()
 
     def _difference(self, position: int, weights: Tensor) -> Tensor:
+        difference: Tensor = torch.einsum("q,qlh->lh", weights / weights.sum(), self._differences(position))
+        return difference
+
+    def _differences(self, position: int) -> Tensor:
+        """``[questions, layers, hidden_size]``; of no meaning for a question without responses of both kinds."""
         means = self._sums[:, position] / self._counts[:, None, None]
         others, shows = means.unflatten(0, (-1, 2)).unbind(dim=1)
-        return torch.einsum("q,qlh->lh", weights / weights.sum(), shows - others)
+        differences: Tensor = shows - others
+        return differences
 
 
 def _evenly(indices: Tensor, count: int) -> Tensor:

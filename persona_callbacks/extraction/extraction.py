@@ -6,14 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from torch import Tensor
 
-from persona_callbacks.chats import Chat, EncodedChat, encode_chat
+from persona_callbacks.chats import Chat, EncodedChat, encode_chat, read_pairs
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.layer_choice import (
@@ -23,7 +23,15 @@ from persona_callbacks.extraction.layer_choice import (
     steered_expression,
     steering_effect,
 )
-from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
+from persona_callbacks.extraction.methods import best, candidates
+from persona_callbacks.extraction.responses import (
+    Judged,
+    Response,
+    generate_responses,
+    judge_responses,
+    kinds,
+    paired_responses,
+)
 from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 from persona_callbacks.files import (
     append_lines,
@@ -46,9 +54,11 @@ from persona_callbacks.model import (
 )
 from persona_callbacks.progress import open_console, progress_bar
 from persona_callbacks.traits import Trait, spread
-from persona_callbacks.vectors import POSITIONS, Evidence, PersonaVector, Position, SweepPoint
+from persona_callbacks.vectors import METHODS, POSITIONS, Evidence, Method, PersonaVector, Position, SweepPoint
 
-_METHOD = 5
+_Key = TypeVar("_Key")
+
+_METHOD = 6
 """Part of the cache key: raised when the same responses would give another vector."""
 
 _READ_TOGETHER = 1000
@@ -69,6 +79,7 @@ class Extraction:
         vectors: by position; all with the layer chosen for ``settings.position``.
         settings: how the vectors were extracted.
         responses: file of all responses and their scores, JSONL.
+        candidates: the vectors that ``settings.method=best`` compared, by method; otherwise empty.
         sweep: the answers of a steering sweep, layer by layer; empty if there was no sweep.
 
     Example:
@@ -82,6 +93,7 @@ class Extraction:
     vectors: Mapping[Position, PersonaVector]
     settings: ExtractionSettings
     responses: Path
+    candidates: Mapping[Method, PersonaVector] = field(default_factory=dict)
     sweep: tuple[Steered, ...] = ()
 
     @property
@@ -126,17 +138,17 @@ def extract(
         InputError: the model has no chat template, too few responses of one kind are usable, or activations are not
             finite.
     """
-    job = ExtractionJob(loaded, trait, settings, console or open_console(stderr=True))
     generator = generator or TransformersGenerator(loaded)
-    if settings.judge_pairs and len(trait.instructions) < 2:
-        raise InputError(
-            f"trait {trait.name!r}: the judge scores a response by other instruction pairs than its own; expected at"
-            " least 2 pairs, found 1 (or keep all responses, extraction.judge_pairs=0)"
-        )
+    pairs = None if settings.pairs is None else read_pairs(settings.pairs)
+    _check_pairs_of_instructions(trait, settings)
+    if pairs is None:
+        made_by = [generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
+    else:
+        # What a file says counts, and not its name. Nothing is judged.
+        made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
+    job = ExtractionJob(loaded, trait, settings, console or open_console(stderr=True))
     revision = weights_fingerprint(loaded.model)
-    made = _key(
-        [revision, trait.fingerprint, generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
-    )
+    made = _key([revision, trait.fingerprint, *made_by])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     judged_by = judge.name if judge else None
     result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
@@ -149,26 +161,39 @@ def extract(
         folder / f"{trait.name}-{made}", lambda told: job.console.print(told, markup=False, soft_wrap=True)
     ):
         if not result.is_dir():  # the process that this one waited for may have made it
-            responses = generate_responses(job, generator, folder / f"{trait.name}-{made}.responses.jsonl")
+            file = folder / f"{trait.name}-{made}.responses.jsonl"
+            responses = generate_responses(job, generator, file) if pairs is None else paired_responses(pairs)
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
             _extract(job, judge_responses(job, responses, judge, judged_file), judge, revision, result)
     return _with_pairs(load_extraction(result, settings), trait)
+
+
+def _check_pairs_of_instructions(trait: Trait, settings: ExtractionSettings) -> None:
+    if settings.pairs is None and settings.judge_pairs and len(trait.instructions) < 2:
+        raise InputError(
+            f"trait {trait.name!r}: the judge scores a response by other instruction pairs than its own; expected at"
+            " least 2 pairs, found 1 (or keep all responses, extraction.judge_pairs=0)"
+        )
 
 
 def _extract(job: ExtractionJob, judged: Judged, judge: Judge | None, revision: str, result: Path) -> None:
     """Make the vectors of all positions, choose their layer, and write them with their evidence."""
     loaded, trait, settings = job.loaded, job.trait, job.settings
     remove_scratch(result.parent, result.name)
-    vectors = _vectors(job, judged, revision)
+    contrast = _read(job, judged.kept_responses)
+    vectors = _vectors(job, judged, contrast, revision)
     if judge is None and judged.calibration is not None:
         judge = ContrastiveJudge(loaded, trait, judged.calibration, settings.judge_pairs)
-    main = vectors[settings.position]
+    compared = candidates(job, judged.kept_responses, contrast, vectors[settings.position])
+    main = best(compared)
     layer, evidence, sweep = _choose_layer(job, judged, main, judge)
     vectors[settings.position] = replace(main, evidence=evidence)
     with atomic_write(result) as scratch:
         scratch.mkdir()
         for position, vector in vectors.items():
             replace(vector, layer=layer).save(scratch / f"{position}.safetensors")
+        for method, vector in compared.items() if settings.method == "best" else ():
+            replace(vector, layer=layer).save(scratch / f"{method}.safetensors")
         append_lines(scratch / "responses.jsonl", list(judged.rows()))
         append_lines(scratch / "sweep.jsonl", [asdict(steered) for steered in sweep])
 
@@ -176,8 +201,11 @@ def _extract(job: ExtractionJob, judged: Judged, judge: Judge | None, revision: 
 def _with_pairs(extraction: Extraction, trait: Trait) -> Extraction:
     """With the minimal pairs that the trait has now, since they measure a vector and do not change its directions."""
     pairs = spread(trait.probe_pairs, _MOST_PAIRS)
-    vectors = {position: replace(vector, pairs=pairs) for position, vector in extraction.vectors.items()}
-    return replace(extraction, vectors=vectors)
+
+    def paired(vectors: Mapping[_Key, PersonaVector]) -> dict[_Key, PersonaVector]:
+        return {key: replace(vector, pairs=pairs) for key, vector in vectors.items()}
+
+    return replace(extraction, vectors=paired(extraction.vectors), candidates=paired(extraction.candidates))
 
 
 def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
@@ -186,6 +214,11 @@ def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
         {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
         settings,
         folder / "responses.jsonl",
+        {
+            method: PersonaVector.load(folder / f"{method}.safetensors")
+            for method in METHODS
+            if (folder / f"{method}.safetensors").is_file()
+        },
         tuple(recover_lines(folder / "sweep.jsonl", lambda row: Steered(**{**row, "answers": tuple(row["answers"])}))),
     )
 
@@ -203,12 +236,12 @@ def _evidence(separation: Separation) -> Evidence:
         auc=_rounded(separation.auc.tolist()),
         cohens_d=_rounded(separation.cohens_d.tolist()),
         split_half_cosine=_rounded(separation.split_half_cosine.tolist()),
+        pair_cosine=_rounded(separation.pair_cosine.tolist()),
     )
 
 
-def _vectors(job: ExtractionJob, judged: Judged, revision: str) -> dict[Position, PersonaVector]:
+def _vectors(job: ExtractionJob, judged: Judged, contrast: Contrast, revision: str) -> dict[Position, PersonaVector]:
     """The vectors of all positions, before a layer is chosen; ``revision`` says which weights they are of."""
-    contrast = _read(job, judged.kept_responses)
     return {
         position: PersonaVector(
             trait=job.trait.name,
@@ -284,7 +317,7 @@ def _steering_effects(job: ExtractionJob, responses: Sequence[Response], directi
     def some(wanted: bool) -> list[EncodedChat]:
         side = [response for response in responses if response.shows_trait == wanted]
         picked = side[:: math.ceil(len(side) / _EFFECT_RESPONSES)]
-        chats = [Chat((response.prompt()[1], {"role": "assistant", "content": response.text})) for response in picked]
+        chats = [Chat((response.prompt()[-1], {"role": "assistant", "content": response.text})) for response in picked]
         return [encode_chat(chat, job.loaded.tokenizer) for chat in chats]
 
     with progress_bar(job.console) as progress:

@@ -19,7 +19,7 @@ from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibrate, likelihoods
 from persona_callbacks.model import Generator
 from persona_callbacks.progress import progress_bar
-from persona_callbacks.traits import Trait
+from persona_callbacks.traits import MinimalPair, Trait
 from persona_callbacks.vectors import Calibration, Counts
 
 _JUDGED_TOGETHER = 200
@@ -38,7 +38,7 @@ class Response:
     Attributes:
         shows_trait: whether the instruction asked for the trait.
         pair: number of the instruction pair.
-        instruction: the system prompt.
+        instruction: the system prompt; empty if there was none.
         question_number: number of the extraction question.
         question: the extraction question.
         text: the response; empty until generated.
@@ -53,6 +53,8 @@ class Response:
 
     def prompt(self) -> list[Message]:
         """The messages that the response answers."""
+        if not self.instruction:
+            return [{"role": "user", "content": self.question}]
         return [{"role": "system", "content": self.instruction}, {"role": "user", "content": self.question}]
 
 
@@ -119,6 +121,16 @@ def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> 
             texts.update(batch)
             progress.update(task, completed=len(texts))
     return [replace(response, text=texts[index]) for index, response in enumerate(planned)]
+
+
+def paired_responses(pairs: Sequence[MinimalPair]) -> list[Response]:
+    """The responses of pairs that were given, made under no instruction."""
+    numbers = {question: number for number, question in enumerate(dict.fromkeys(pair.question for pair in pairs))}
+    return [
+        Response(shows_trait, 0, "", numbers[pair.question], pair.question, text)
+        for pair in pairs
+        for shows_trait, text in ((True, pair.trait), (False, pair.opposite))
+    ]
 
 
 def judge_responses(job: ExtractionJob, responses: Sequence[Response], judge: Judge | None, file: Path) -> Judged:

@@ -1,14 +1,21 @@
 """The settings of an extraction, and what all of its stages need."""
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from rich.console import Console
 
 from persona_callbacks.errors import InputError, is_number, is_whole
 from persona_callbacks.extraction.layer_choice import LAYER_CHOICES, LayerChoice
+from persona_callbacks.extraction.learning import LearningSettings
 from persona_callbacks.model import LoadedModel, Sampling
 from persona_callbacks.traits import Trait
-from persona_callbacks.vectors import POSITIONS, Position
+from persona_callbacks.vectors import POSITIONS, Method, Position
+
+MethodChoice = Literal[Method, "best"]
+"""How to make a vector; ``best`` tries all and keeps what causes its own trait most specifically."""
+
+METHOD_CHOICES: tuple[MethodChoice, ...] = get_args(MethodChoice)
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,10 @@ class ExtractionSettings:
         'response_mean'
 
     Attributes:
+        method: how the main vector is made from the responses: ``mean_difference``, ``learned``, or ``best``.
+        pairs: JSONL of ``chosen`` and ``rejected`` responses, which take the place of generated and judged ones; see
+            :func:`~persona_callbacks.chats.read_pairs`.
+        learning: how a ``learned`` vector is optimised.
         rollouts: responses per instruction and question.
         questions: number of the trait's extraction questions to use; all by default.
         sampling: how responses are generated.
@@ -33,9 +44,12 @@ class ExtractionSettings:
         batch_size: responses per pass when activations are read.
 
     Raises:
-        InputError: an unknown position or layer choice, a number that is too small, or a sweep without a judge.
+        InputError: an unknown position, layer choice or method, a number that is too small, or a sweep without a judge.
     """
 
+    method: MethodChoice = "mean_difference"
+    pairs: str | None = None
+    learning: LearningSettings = field(default_factory=LearningSettings)
     rollouts: int = 1
     questions: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -49,7 +63,9 @@ class ExtractionSettings:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("position", POSITIONS), ("layer_choice", LAYER_CHOICES)):
+        for name, allowed in (
+            ("position", POSITIONS), ("layer_choice", LAYER_CHOICES), ("method", METHOD_CHOICES),
+        ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise InputError(
                     f"extraction.{name}: unknown {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
@@ -69,9 +85,10 @@ class ExtractionSettings:
             raise InputError(
                 f"extraction.sweep_coefficient: expected a finite number, found {self.sweep_coefficient!r}"
             )
-        if self.layer_choice == "sweep" and not self.judge_pairs:
+        if self.layer_choice == "sweep" and (self.pairs is not None or not self.judge_pairs):
             raise InputError(
-                "extraction.layer_choice: a sweep needs the judge; expected extraction.judge_pairs above 0"
+                "extraction.layer_choice: a sweep needs the judge; expected extraction.judge_pairs above 0, and no"
+                " extraction.pairs"
             )
 
 

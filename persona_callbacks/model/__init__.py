@@ -27,7 +27,11 @@ from persona_callbacks.model.generation import (
     stream_response,
 )
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
-from persona_callbacks.model.likelihood import response_log_probabilities
+from persona_callbacks.model.likelihood import (
+    batch_log_probabilities,
+    response_divergences,
+    response_log_probabilities,
+)
 from persona_callbacks.model.loading import (
     LoadedModel,
     ModelSource,
@@ -36,12 +40,13 @@ from persona_callbacks.model.loading import (
     weights_fingerprint,
     with_adapter,
 )
-from persona_callbacks.model.modes import base_model, probing
+from persona_callbacks.model.modes import base_model, frozen, probing
 from persona_callbacks.model.preference import EncodedPair, encode_pair, preferences
 from persona_callbacks.model.residual import (
     BatchReader,
     ResidualWriter,
     SharedPrefix,
+    adding,
     read,
     share_prefix,
     steered,
@@ -66,14 +71,17 @@ __all__ = [
     "VllmGenerator",
     "activations",
     "adapter_obstacle",
+    "adding",
     "approximate_difference",
     "base_model",
+    "batch_log_probabilities",
     "check_adapter",
     "converted_gguf",
     "device_of",
     "dimensions",
     "encode_pair",
     "find_language_model",
+    "frozen",
     "generate",
     "is_sharded",
     "iterate_activations",
@@ -88,6 +96,7 @@ __all__ = [
     "projections",
     "read",
     "removable_adapters",
+    "response_divergences",
     "response_log_probabilities",
     "share_prefix",
     "shared_groups",

@@ -1,6 +1,6 @@
 """How likely given responses are under a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,71 @@ def response_log_probabilities(
             prefix = residual.share_prefix(loaded.model, shared, None)
         for indices in group.batches:
             batch = [chats[index] for index in indices]
-            means[list(indices)] = _means(loaded.model, batch, pad_token(loaded.tokenizer), prefix, device).cpu()
+            with torch.no_grad():
+                part = _means(loaded.model, batch, pad_token(loaded.tokenizer), prefix, device)
+            means[list(indices)] = part.cpu()
             advance(len(indices))
     return means
 
 
-@torch.no_grad()
+def batch_log_probabilities(loaded: LoadedModel, batch: Sequence[EncodedChat]) -> Tensor:
+    """Compute what :func:`response_log_probabilities` computes, in a single pass and with gradients.
+
+    Returns:
+        ``[chats]`` float32 in nats, on the model's device.
+    """
+    return _means(loaded.model, batch, pad_token(loaded.tokenizer), None, device_of(loaded.model))
+
+
+def response_divergences(
+    loaded: LoadedModel,
+    chats: Sequence[EncodedChat],
+    additions: Mapping[int, Tensor],
+    limits: BatchLimits = BatchLimits(),  # noqa: B008, frozen
+) -> Tensor:
+    """Compute what steering changes about each chat's last response.
+
+    Args:
+        loaded: a causal language model with its tokenizer.
+        chats: what to run; each has a response.
+        additions: what to add at each layer, as for :func:`~persona_callbacks.model.steered`.
+        limits: how large a forward pass may be.
+
+    Returns:
+        ``[chats, 2]`` float32 on the CPU, means per token in nats: the change of the log-probability, and the
+        Kullback-Leibler divergence of the steered distribution of the next token from the unsteered one.
+    """
+    changes = torch.empty(len(chats), 2)
+    size = limits.chats or len(chats)
+    for start in range(0, len(chats), size):
+        batch = chats[start : start + size]
+        with torch.no_grad():
+            before = _distributions(loaded, batch)
+            with residual.steered(loaded.model, additions):
+                after = _distributions(loaded, batch)
+        for row, (chat, unsteered, steered) in enumerate(zip(batch, before, after, strict=True), start=start):
+            said = torch.tensor(chat.input_ids)[torch.tensor(chat.response_mask)].to(steered.device)
+            change = (steered - unsteered).gather(1, said.unsqueeze(1)).mean()
+            divergence = nn.functional.kl_div(steered, unsteered, log_target=True, reduction="batchmean")
+            changes[row] = torch.stack([change, divergence]).cpu()
+    return changes
+
+
+def _distributions(loaded: LoadedModel, batch: Sequence[EncodedChat]) -> list[Tensor]:
+    """For each chat, log-probabilities ``[response tokens, vocabulary]`` float32."""
+    device = device_of(loaded.model)
+    tokens = pad(batch, pad_token(loaded.tokenizer))
+    first = min(chat.prompt_length for chat in batch) - 1
+    logits = loaded.model(
+        input_ids=tokens["input_ids"].to(device),
+        attention_mask=tokens["attention_mask"].to(device),
+        use_cache=False,
+        logits_to_keep=tokens["input_ids"].shape[1] - first,
+    ).logits
+    rows = [[at - 1 - first for at, marked in enumerate(chat.response_mask) if marked] for chat in batch]
+    return [scores[row].float().log_softmax(dim=-1) for scores, row in zip(logits, rows, strict=True)]
+
+
 def _means(
     model: nn.Module,
     batch: Sequence[EncodedChat],

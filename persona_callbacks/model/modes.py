@@ -29,6 +29,25 @@ def probing(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Run the model without dropout and with no weight that gets a gradient inside the block, so that gradients reach
+    only what is added to it. Its modes and which weights require gradients are restored afterwards.
+    """
+    training = [module for module in model.modules() if module.training]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def base_model(model: nn.Module) -> Iterator[None]:
     """Disable every adapter that is trained inside the block, so that the model is the base model. An adapter that is
     frozen while another is trained belongs to the base model; if nothing is trained, every adapter is disabled.

@@ -304,6 +304,18 @@ def steered(model: nn.Module, additions: Mapping[int, Tensor], *, last_token_onl
         writer.remove()
 
 
+@contextmanager
+def adding(model: nn.Module, increments: Tensor) -> Iterator[None]:
+    """Add row ``i`` of ``increments``, ``[num_layers, hidden_size]``, at layer ``i + 1`` in every forward pass inside
+    the block. Gradients reach the increments.
+    """
+    blocks = decoder_blocks(model)
+    with ExitStack() as stack:
+        for layer, row in enumerate(increments.to(next(model.parameters()).dtype), start=1):
+            stack.callback(attach(blocks, layer, row.add, first=True).remove)
+        yield
+
+
 class BatchReader:
     """Reads the mean residual stream over marked tokens in forward passes that happen anyway.
 

@@ -267,6 +267,13 @@ def _quality(vector: PersonaVector) -> str:
         parts.append(f"from {shows} responses that show the trait and {others} that do not")
     if vector.evidence.auc:
         parts.append(f"held-out AUC {vector.evidence.auc[vector.layer]:.2f}")
+    point = vector.evidence.causal_strength
+    if point is not None:
+        parts.append(
+            f"{vector.method.replace('_', ' ')}: steering at α {point.coefficient:g} makes held-out responses that show"
+            f" the trait likelier by {point.gain:+.2f} nats per token, {point.rival} text by"
+            f" {point.gain - point.specificity:+.2f}, benign chats by {point.benign:+.2f}"
+        )
     if vector.calibration is not None:
         parts.append(
             f"contrastive judge: AUC {vector.calibration.auc:.2f}, calibration error"

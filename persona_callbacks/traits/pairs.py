@@ -3,13 +3,16 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.traits.content import checked_list, checked_mapping, checked_text
 
 REGISTERS = ("flat", "emphatic", "formal")
 """How a text can be worded, whatever it says."""
+
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ def halves(pairs: Sequence[MinimalPair]) -> tuple[tuple[MinimalPair, ...], tuple
     return tuple(parts[0]), tuple(parts[1])
 
 
-def spread(pairs: Sequence[MinimalPair], most: int) -> tuple[MinimalPair, ...]:
+def spread(pairs: Sequence[_Row], most: int) -> tuple[_Row, ...]:
     """At most so many of the pairs, evenly from first to last, since a file may have one register after the other.
+    Rows of another kind do as well.
 
     Example:
         >>> pairs = [MinimalPair(str(number), "yes", "no", "flat") for number in range(5)]

@@ -14,17 +14,29 @@ from persona_callbacks.vectors.additions import (
 )
 from persona_callbacks.vectors.algebra import add, basis, common_layer, cosine_table, negate, orthogonalise
 from persona_callbacks.vectors.calibration import Calibration, judge_weaknesses
+from persona_callbacks.vectors.causal import CausalPoint
 from persona_callbacks.vectors.evidence import Counts, Evidence, SweepPoint
 from persona_callbacks.vectors.interchange import ORIGINS, read_gguf, read_pt, write_gguf, write_pt
-from persona_callbacks.vectors.vector import POSITIONS, PersonaVector, Position, check_vectors, warn_if_weak
+from persona_callbacks.vectors.vector import (
+    METHODS,
+    POSITIONS,
+    Method,
+    PersonaVector,
+    Position,
+    check_vectors,
+    warn_if_weak,
+)
 
 __all__ = [
+    "METHODS",
     "ORIGINS",
     "POSITIONS",
     "Calibration",
+    "CausalPoint",
     "Counts",
     "Evidence",
     "Layers",
+    "Method",
     "PersonaVector",
     "Position",
     "SteeredPositions",

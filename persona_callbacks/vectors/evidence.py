@@ -6,9 +6,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.vectors.causal import CausalPoint
 
 _HIGHEST = 1 << 53
 """Whole numbers from here on are not exact as floats; JSON can hold larger ones than a float can."""
+
+
+_CAUSAL = ("coefficient", "gain", "opposite", "benign", "divergence", "strength")
+_OTHER = "causal_of_"
 
 
 @dataclass(frozen=True)
@@ -89,18 +94,27 @@ class Evidence:
         cohens_d: for layers 0 to L, the gap between the two kinds of responses along that direction, in standard
             deviations.
         split_half_cosine: for layers 0 to L, the cosine between the directions of the two halves of the questions.
+        pair_cosine: for layers 0 to L, the mean cosine between the differences of two questions.
         steering_effect: by layer, how much likelier steering there makes trait responses than opposite ones, in nats
             per token.
         sweep: what the model says when it is steered, layer by layer.
         unsteered_expression: trait expression without steering in that sweep, 0 to 100.
+        causal: what steering at all layers makes likelier, by coefficient.
     """
 
     auc: tuple[float, ...] = ()
     cohens_d: tuple[float, ...] = ()
     split_half_cosine: tuple[float, ...] = ()
+    pair_cosine: tuple[float, ...] = ()
     steering_effect: Mapping[int, float] = field(default_factory=dict)
     sweep: tuple[SweepPoint, ...] = ()
     unsteered_expression: float | None = None
+    causal: tuple[CausalPoint, ...] = ()
+
+    @property
+    def causal_strength(self) -> CausalPoint | None:
+        """The point with the greatest gain less what benign text loses; ``None`` if none was measured."""
+        return max(self.causal, key=lambda point: point.gain + min(point.benign, 0.0), default=None)
 
     def statistics(self) -> dict[str, list[float]]:
         """What files store: lists of numbers by name, without those that are empty."""
@@ -114,7 +128,11 @@ class Evidence:
             "sweep_expression": [point.expression for point in self.sweep],
             "sweep_coherence": [point.coherence for point in self.sweep],
             "unsteered_expression": [] if self.unsteered_expression is None else [self.unsteered_expression],
+            "pair_cosine": list(self.pair_cosine),
+            **{f"causal_{name}": [getattr(point, name) for point in self.causal] for name in _CAUSAL},
         }
+        for trait in self.causal[0].others if self.causal else ():
+            lists[f"{_OTHER}{trait}"] = [point.others[trait] for point in self.causal]
         return {name: values for name, values in lists.items() if values}
 
     @classmethod
@@ -140,7 +158,21 @@ class Evidence:
             ),
             sweep=tuple(map(SweepPoint, sweep_layers, expressions, coherences)),
             unsteered_expression=unsteered[0] if unsteered else None,
+            pair_cosine=_numbers(content, "pair_cosine"),
+            causal=_causal(content),
         )
+
+
+def _causal(content: Mapping[str, Any]) -> tuple[CausalPoint, ...]:
+    count = len(_numbers(content, "causal_coefficient"))
+    measured = {name: _numbers(content, f"causal_{name}", count) for name in _CAUSAL}
+    of_others = [name for name in content if isinstance(name, str) and name.startswith(_OTHER)]
+    others = {name.removeprefix(_OTHER): _numbers(content, name, count) for name in of_others}
+
+    def at(number: int, lists: Mapping[str, tuple[float, ...]]) -> dict[str, float]:
+        return {name: values[number] for name, values in lists.items()}
+
+    return tuple(CausalPoint(**at(number, measured), others=at(number, others)) for number in range(count))
 
 
 def _numbers(content: Mapping[str, Any], name: str, count: int | None = None) -> tuple[float, ...]:
@@ -151,7 +183,7 @@ def _numbers(content: Mapping[str, Any], name: str, count: int | None = None) ->
     if not all(type(value) is float or abs(value) < _HIGHEST for value in values):
         raise InputError(f"{name}: expected numbers below {_HIGHEST}, found {values!r}"[:200])
     if count is not None and len(values) != count:
-        raise InputError(f"{name}: expected {count} numbers, one for each layer, found {len(values)}")
+        raise InputError(f"{name}: expected {count} numbers, found {len(values)}")
     return tuple(values)
 
 

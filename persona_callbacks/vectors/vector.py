@@ -20,23 +20,25 @@ from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors.calibration import Calibration
 from persona_callbacks.vectors.contents import check_checksum, check_contents, with_checksum
 from persona_callbacks.vectors.evidence import Counts, Evidence
+from persona_callbacks.vectors.weaknesses import weaknesses
 
 Position = Literal["prompt_last", "prompt_mean", "response_mean"]
 """Where activations are read (Chen et al. 2025, A.3)."""
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
+Method = Literal["mean_difference", "learned"]
+"""How a vector was made: see :mod:`persona_callbacks.extraction`."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
 _Content = TypeVar("_Content")
 
 _FORMAT = "persona-callbacks/1"
 
 _METADATA = ("trait", "layer", "model_id", "model_revision", "position", "probes", "pairs", "counts", "statistics",
-             "judge", "trait_fingerprint", "last_row_normed", "probes_also_evaluate", "library_version")  # fmt: skip
-
-# A vector is reported as weak below any of these.
-_FEW = 20
-_LOW_AUC = 0.7
-_LOW_COSINE = 0.5
+             "judge", "trait_fingerprint", "method", "last_row_normed", "probes_also_evaluate",
+             "library_version")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,8 @@ class PersonaVector:
         model_id: the model that the vector was extracted from.
         model_revision: which weights of that model.
         position: where the activations were read.
+        method: how it was made: as a ``mean_difference`` of activations, as in all older files, or ``learned`` by
+            gradient.
         probes: questions on which shift is measured; never used in extraction.
         probes_also_evaluate: whether they are the trait's evaluation questions too, as in the files of versions before
             traits had probe questions.
@@ -74,7 +78,7 @@ class PersonaVector:
 
     Raises:
         InputError: a trait that cannot be the name of a file; a field of another type; directions of another shape or
-            type, or not finite; an unknown position; or a layer that the vector does not have.
+            type, or not finite; an unknown position or method; or a layer that the vector does not have.
     """
 
     trait: str
@@ -83,6 +87,7 @@ class PersonaVector:
     model_id: str
     model_revision: str = ""
     position: Position = "response_mean"
+    method: Method = "mean_difference"
     probes: tuple[str, ...] = ()
     probes_also_evaluate: bool = False
     pairs: tuple[MinimalPair, ...] = ()
@@ -101,11 +106,12 @@ class PersonaVector:
                 f"persona vector {self.trait!r}: expected directions of shape [num_layers + 1, hidden_size] in float32,"
                 f" found {list(shape)} in {self.directions.dtype}"
             )
-        if self.position not in POSITIONS:
-            raise InputError(
-                f"persona vector {self.trait!r}: unknown position {self.position!r}; expected one of"
-                f" {', '.join(POSITIONS)}"
-            )
+        for name, allowed in (("position", POSITIONS), ("method", METHODS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"persona vector {self.trait!r}: unknown {name} {getattr(self, name)!r}; expected one of"
+                    f" {', '.join(allowed)}"
+                )
         self.check_layer(self.layer)
         broken = (~torch.isfinite(self.directions).all(dim=1)).nonzero().flatten().tolist()
         if broken:
@@ -143,29 +149,7 @@ class PersonaVector:
 
     def weaknesses(self) -> list[str]:
         """What speaks against relying on this vector, in words; empty if nothing does, or if nothing was recorded."""
-        reasons = []
-        if self.counts is not None and self.counts.fewest < _FEW:
-            reasons.append(
-                f"it rests on {self.counts.trait} and {self.counts.opposite} responses, fewer than {_FEW} of a kind"
-            )
-        for values, words, least in (
-            (self.evidence.auc, "held-out AUC", _LOW_AUC),
-            (
-                self.evidence.split_half_cosine,
-                "cosine between the vectors of two halves of the questions",
-                _LOW_COSINE,
-            ),
-        ):
-            if len(values) > self.layer and values[self.layer] < least:
-                reasons.append(f"its {words} at layer {self.layer} is {values[self.layer]:.2f}, below {least}")
-        if self.calibration is not None:
-            reasons += self.calibration.weaknesses()
-        if self.probes_also_evaluate:
-            reasons.append(
-                "its probes are the evaluation questions, as an older version stored them, so what controls a training"
-                " is measured on what is reported of it; extract it again"
-            )
-        return reasons
+        return weaknesses(self)
 
     def direction(self, layer: int | None = None) -> Tensor:
         """One layer's direction ``[hidden_size]``; by default that of the chosen layer.
@@ -223,6 +207,7 @@ class PersonaVector:
             "model_id": self.model_id,
             "model_revision": self.model_revision,
             "position": self.position,
+            "method": self.method,
             "probes": json.dumps(self.probes),
             "probes_also_evaluate": json.dumps(self.probes_also_evaluate),
             "pairs": json.dumps([asdict(pair) for pair in self.pairs]),
@@ -245,7 +230,8 @@ class PersonaVector:
         """
         # Keys that older files lack have defaults.
         text = {
-            "judge": "{}", "pairs": "[]", "last_row_normed": "false", "probes_also_evaluate": "true", **metadata,
+            "judge": "{}", "pairs": "[]", "last_row_normed": "false", "probes_also_evaluate": "true",
+            "method": "mean_difference", **metadata,
         }  # fmt: skip
         missing = [key for key in _METADATA if key not in text]
         if missing:
@@ -257,6 +243,7 @@ class PersonaVector:
             model_id=text["model_id"],
             model_revision=text["model_revision"],
             position=text["position"],  # type: ignore[arg-type]  # checked when built
+            method=text["method"],  # type: ignore[arg-type]  # likewise
             probes=_parsed(text, "probes", _texts),
             probes_also_evaluate=_parsed(text, "probes_also_evaluate", _yes_or_no),
             pairs=_parsed(text, "pairs", _pairs),

@@ -60,6 +60,8 @@ def test_everything_is_written(finished):
         assert len(rows) == 2 * 5 * 4 == vector.counts.generated_trait + vector.counts.generated_opposite
         assert sum(row["kept"] for row in rows) == vector.counts.trait + vector.counts.opposite < 40
         assert vector.calibration.auc > 0
+        assert vector.method == "mean_difference"
+        assert f"{vector.evidence.causal_strength.gain:+.2f}" in done.stdout
         curve = [json.loads(line) for line in (folder / f"{trait}.curve.jsonl").read_text().splitlines()]
         assert [(point["layer"], point["coefficient"]) for point in curve] == [(vector.layer, 0.0), (vector.layer, 1.0)]
         assert "is weak: it rests on" in done.stderr  # 20 of a kind were asked for, and some filtered
@@ -90,6 +92,8 @@ def test_a_second_run_takes_all_from_the_cache(finished, project, cache):
         (["formats=[onnx]"], "formats: unknown 'onnx'; expected some of pt, gguf"),
         (["extraction.judge_pairs=0", "curve.coefficients=[1]"], "curve.coefficients: needs the judge"),
         (["extraction.position=response"], "extraction.position: unknown 'response'"),
+        (["extraction.pairs=none.jsonl"], "none.jsonl: no such file of pairs"),
+        (["extraction.pairs=p.jsonl", "curve.coefficients=[1]"], "and no extraction.pairs"),
         (["generation=vllm"], "vLLM is not installed"),
         (["trait=cheerful"], "Could not find 'trait/cheerful'"),
     ],

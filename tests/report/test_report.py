@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
@@ -15,7 +15,7 @@ from builders import offline_records as reference_records
 from commands import run_command
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from persona_callbacks import InputError, PersonaMonitor, PreventativeSteering
+from persona_callbacks import InputError, PersonaMonitor, PersonaVector, PreventativeSteering
 from persona_callbacks.evaluation import BASE_MODEL, Chosen, Condition, EvaluatedModel, write_results
 from persona_callbacks.judging import Expression, JudgedAnswer
 from persona_callbacks.labelling import CollectedAnswer, LabelFolder
@@ -23,6 +23,7 @@ from persona_callbacks.model import LoadedModel
 from persona_callbacks.report import Run, evaluation_folders, find_runs, label_folders, write_report
 from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.screening import Screening, ScreeningSettings, screen
+from persona_callbacks.vectors import CausalPoint, Evidence
 
 NASTY = '<script>alert("x")</script> & "quotes" </article>'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -137,6 +138,18 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+
+
+def test_the_card_says_what_the_vector_causes(runs, tmp_path):
+    runs = shutil.copytree(runs, tmp_path / "runs")
+    file = next(runs.rglob("evil.safetensors"))
+    point = CausalPoint(1.0, gain=0.42, opposite=-0.1, benign=-0.2, divergence=0.1, strength=0.1, others={"odd": 0.5})
+    replace(PersonaVector.load(file), method="learned", evidence=Evidence(causal=(point,))).save(file)
+    text = write_report(find_runs([runs]), tmp_path / "report.html").read_text(encoding="utf-8")
+    said = " ".join("".join(Page(text).text).split())
+    assert "learned: steering at α 1 makes held-out responses that show the trait likelier by +0.42" in said
+    assert "odd text by +0.50, benign chats by -0.20" in said
+    assert "it is not specific: steering makes odd text likelier" in said
 
 
 def test_page_stands_alone_and_shows_what_was_found(runs, tmp_path):

@@ -54,10 +54,11 @@ def test_a_file_of_an_older_version_is_read_and_written_back_in_the_same_shape(t
     assert math.isnan(evidence.sweep[1].expression)
     assert evidence.unsteered_expression == 20.0
     assert vector.pairs == ()
+    assert vector.method == "mean_difference"
     assert vector.calibration == Calibration((0.1,), (0.5,), 2.0, 0.3, 0.9, 0.05)
     with safe_open(vector.save(tmp_path / "again.safetensors"), framework="pt") as file:
         written = file.metadata()
-    assert written.keys() - OLDER.keys() == {"checksum", "pairs", "probes_also_evaluate"}
+    assert written.keys() - OLDER.keys() == {"checksum", "method", "pairs", "probes_also_evaluate"}
     assert OLDER.keys() <= written.keys()
     for key in ("counts", "statistics", "judge", "probes"):
         older, again = (json.dumps(json.loads(text[key]), sort_keys=True) for text in (OLDER, written))
@@ -91,6 +92,7 @@ def test_a_file_from_before_probes_had_their_own_questions_says_so(tmp_path):
         ("statistics", "[0.5]", "expected lists of numbers by name"),
         ("statistics", '{"auc": ["high"]}', r"auc: expected a list of numbers, found \['high'\]"),
         ("statistics", '{"sweep_layers": [1], "sweep_expression": []}', "sweep_expression: expected 1 numbers"),
+        ("statistics", '{"causal_coefficient": [1.0], "causal_gain": []}', "causal_gain: expected 1 numbers"),
         ("judge", '{"slope": 1.0}', "no calibration of a contrastive judge"),
         ("layer", '"two"', "expected a whole number, found 'two'"),
         ("probes", '"Why?"', "expected a list of texts"),

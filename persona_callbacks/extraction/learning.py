@@ -1,0 +1,157 @@
+"""Persona vectors learned by gradient: at every layer an increment, such that all of them together make trait responses
+likelier and leave other responses alone.
+
+A mean difference says where trait responses lie; adding it need not make them likelier. Here what is added is itself
+optimised. The contrast, the opposite response to the same question, keeps what both share out of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from persona_callbacks.chats import EncodedChat
+from persona_callbacks.errors import InputError, is_number, is_whole
+from persona_callbacks.model import (
+    BatchLimits,
+    LoadedModel,
+    activations,
+    adding,
+    base_model,
+    batch_log_probabilities,
+    device_of,
+    dimensions,
+    frozen,
+    probing,
+    response_log_probabilities,
+)
+
+_NORMED = 32
+"""Responses on which the norm of the stream is taken."""
+
+EncodedPair = tuple[EncodedChat, EncodedChat]
+"""The trait response and the opposite response to one question."""
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How the increments of a learned vector are optimised.
+
+    Example:
+        >>> LearningSettings(steps=12).pairs
+        4
+
+    Attributes:
+        steps: optimizer steps.
+        pairs: question pairs a step.
+        learning_rate: how far a coordinate moves at a step, in units of the stream's own (its norm at the median layer,
+            divided by the square root of the width).
+        weight: how much a change of the opposite responses' log-probability costs, beyond ``allowed``, in units of the
+            trait responses' gain.
+        allowed: how far the log-probability of opposite responses may move for nothing, in nats per token.
+        bound: the largest norm of a layer's increment, as a share of the stream's norm there.
+        seed: of the order of the pairs.
+
+    Raises:
+        InputError: a value that is not above 0, or below 0 where 0 is allowed.
+    """
+
+    steps: int = 24
+    pairs: int = 4
+    learning_rate: float = 0.006
+    weight: float = 2.0
+    allowed: float = 0.05
+    bound: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("steps", "pairs"):
+            if not is_whole(getattr(self, name), 1):
+                raise InputError(
+                    f"extraction.learning.{name}: expected a whole number above 0, found {getattr(self, name)!r}"
+                )
+        for name in ("learning_rate", "bound"):
+            if not is_number(getattr(self, name), 0) or not getattr(self, name):
+                raise InputError(f"extraction.learning.{name}: expected more than 0, found {getattr(self, name)!r}")
+        for name in ("weight", "allowed"):
+            if not is_number(getattr(self, name), 0):
+                raise InputError(f"extraction.learning.{name}: expected 0 or more, found {getattr(self, name)!r}")
+        if not is_whole(self.seed):
+            raise InputError(f"extraction.learning.seed: expected a whole number, found {self.seed!r}")
+
+
+def learn_directions(
+    loaded: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    settings: LearningSettings,
+    advance: Callable[[float, float], None] = lambda gain, change: None,
+) -> Tensor:
+    """Learn what to add at every layer, and return its running sums.
+
+    The loss of a step is the mean over its pairs of ``weight`` · max(0, abs(change) − ``allowed``) − gain, where gain
+    is the rise of the log-probability per token of the trait response, and change that of the opposite response. Adam
+    begins at increments of zero; after each step each increment is cut to its bound. The model's weights stay as they
+    are, and its adapters are disabled.
+
+    Args:
+        loaded: a causal language model with its tokenizer.
+        pairs: at least one.
+        settings: how to optimise.
+        advance: called after each step with the mean gain and the mean change of its pairs, in nats per token.
+
+    Returns:
+        ``[num_layers + 1, hidden_size]`` float32 on the CPU. Incremental steering with a coefficient of 1 adds exactly
+        what was learned.
+
+    Raises:
+        InputError: what was learned is not finite.
+    """
+    chats = [chat for pair in pairs for chat in pair]
+    device = device_of(loaded.model)
+    with base_model(loaded.model):
+        with probing(loaded.model):
+            before = response_log_probabilities(loaded, chats).view(-1, 2).to(device)
+        norms = stream_norms(loaded, chats[:_NORMED]).to(device)
+        limits = settings.bound * norms
+        increments = torch.zeros(len(norms), dimensions(loaded.model).hidden_size, device=device, requires_grad=True)
+        unit = float(norms.median()) / increments.shape[1] ** 0.5
+        optimizer = torch.optim.Adam([increments], lr=settings.learning_rate * unit)
+        with frozen(loaded.model):
+            for picked in _batches(len(pairs), settings):
+                batch = [pairs[index][side] for index in picked for side in (0, 1)]
+                with adding(loaded.model, increments):
+                    moved = batch_log_probabilities(loaded, batch).view(-1, 2) - before[picked]
+                    gain, change = moved.unbind(dim=1)
+                    loss = (settings.weight * (change.abs() - settings.allowed).clamp_min(0) - gain).mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+                with torch.no_grad():
+                    increments *= (limits / increments.norm(dim=1).clamp_min(1e-12)).clamp_max(1).unsqueeze(1)
+                advance(float(gain.detach().mean()), float(change.detach().mean()))
+    learned = increments.detach().cpu()
+    if not learned.isfinite().all():
+        raise InputError("the learned increments are not finite; load the model in a wider dtype, model.dtype=float32")
+    return torch.cat([torch.zeros(1, learned.shape[1]), learned.cumsum(dim=0)])
+
+
+def stream_norms(loaded: LoadedModel, chats: Sequence[EncodedChat]) -> Tensor:
+    """The norm of the mean residual stream over a response, at layers 1 to L, averaged over chats: ``[num_layers]``
+    float32 on the CPU.
+    """
+    layers = range(1, dimensions(loaded.model).num_layers + 1)
+    norms: Tensor = activations(loaded, chats, layers, ["response_mean"], BatchLimits())[:, 0].norm(dim=-1)
+    return norms.mean(dim=0).cpu()
+
+
+def _batches(count: int, settings: LearningSettings) -> Iterator[list[int]]:
+    """The pairs of each step: all pairs in a random order, again and again."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    order: list[int] = []
+    for _ in range(settings.steps):
+        while len(order) < min(settings.pairs, count):
+            order += torch.randperm(count, generator=generator).tolist()
+        yield order[: settings.pairs]
+        order = order[settings.pairs :]
