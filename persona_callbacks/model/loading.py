@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import cache_dir
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
 from persona_callbacks.progress import open_console
 
@@ -59,6 +60,7 @@ class LoadedModel:
         tokenizer: the model's tokenizer, with a chat template.
         id: the name to record in what is made with the model.
         location: the folder or hub name that the model was loaded from.
+        is_converted: whether that folder is in the cache, converted from a GGUF file.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -74,6 +76,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     id: str = ""
     location: str = ""
+    is_converted: bool = False
 
 
 def load_model(source: ModelSource, console: Console | None = None) -> LoadedModel:
@@ -97,7 +100,8 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
         tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
-    return LoadedModel(model, tokenizer, source.id, str(location))
+    is_converted = Path(location).is_relative_to(cache_dir())
+    return LoadedModel(model, tokenizer, source.id, str(location), is_converted)
 
 
 def _location(source: ModelSource, console: Console) -> str | Path:

@@ -22,6 +22,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, write_json
 from persona_callbacks.model import LoadedModel, Sampling, generate, load_model
 from persona_callbacks.tracking import faults_as_warnings, metrics, never_failing
+from persona_callbacks.training.cards import model_card
 from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
@@ -79,6 +80,8 @@ def fine_tune(study: Study, name: str) -> RunResult:
     loaded = load_model(settings.source, study.console)
     # PEFT writes into the configuration that it is given.
     module = LoraFineTuning(loaded.model, deepcopy(settings.lora), settings.learning_rate, settings.warmup_steps)
+    if loaded.is_converted:  # the adapter names the model that others can get, and no folder of this machine's cache
+        module.model.peft_config["default"].base_model_name_or_path = loaded.id
     data = _data(settings, loaded, steered=name == "steered")
     callbacks = _callbacks(study, steered=name == "steered")
     saver = _AdapterSaver(folder / "adapter")
@@ -102,6 +105,8 @@ def fine_tune(study: Study, name: str) -> RunResult:
         result = _result(name, module, callbacks, answers, seconds)
         if callbacks.evaluation is not None:
             write_json(folder / "judged.json", [asdict(row) for row in callbacks.evaluation.rows])
+        with atomic_write(folder / "adapter" / "README.md") as scratch:
+            scratch.write_text(model_card(settings, result, study.vectors), encoding="utf-8")
         result.save(result_file)
         with faults_as_warnings("logging the answers"):
             rows = [*zip(study.questions, answers, strict=True)]

@@ -1,6 +1,7 @@
 """Sweeps: jobs that fail alone, finished jobs that stay, folders that name them, and a table at the end."""
 
 import csv
+import hashlib
 import json
 import statistics
 
@@ -47,6 +48,12 @@ def test_a_job_that_fails_leaves_the_others_and_finished_jobs_are_not_trained_ag
     assert again.stdout.count("Finished before: ") == 2
     assert {path: path.stat().st_mtime_ns for path in adapters} == adapters
     assert not list(folder.rglob("earlier"))
+
+    for job in finished:
+        card = (job / "steered" / "adapter" / "README.md").read_text(encoding="utf-8")
+        shift = json.loads((job / "steered" / "result.json").read_text())["readings"][-1]["shift"]["evil"]
+        assert f"| 0.2 | {shift:+.2f} |" in card
+        assert hashlib.sha256((tmp_path / "chats.jsonl").read_bytes()).hexdigest() in card
 
     with (folder / "sweep.csv").open(newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["metric"] == "persona/evil/shift"]

@@ -95,6 +95,22 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
     assert not list(study.glob("**/.*.safetensors*")), "scratch files are left"
 
 
+def test_the_adapter_names_its_model_and_its_card_says_what_was_measured(finished):
+    study, _ = finished
+    for name in ("unsteered", "steered"):
+        folder = study / name / "adapter"
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n")
+        shift = result(study, name)["readings"][-1]["shift"]["evil"]
+        alpha = "not steered" if name == "unsteered" else f"{result(study, name)['coefficients']['evil']:.2g}"
+        assert f"| {alpha} | {shift:+.2f} |" in card
+        vector = PersonaVector.load(study / "vectors" / "evil.safetensors")
+        assert f"SHA-256 `{vector.fingerprint[:12]}`" in card
+        assert str(study) not in card
+
+
 def test_a_report_of_it_says_what_was_monitored_and_trained_on(finished, tmp_path):
     study, _ = finished
     runs = find_runs([study])
