@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.model.architecture import decoder_blocks
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
 from persona_callbacks.progress import open_console
 
@@ -97,6 +98,7 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
         tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
+    decoder_blocks(model)  # an encoder that was saved as a causal model is refused here
     return LoadedModel(model, tokenizer, source.id, str(location))
 
 
