@@ -24,9 +24,8 @@ from transformers import (
     BertModel,
     CLIPVisionConfig,
     CLIPVisionModel,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -50,9 +49,12 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "n
           "image_size": 8, "patch_size": 4}  # fmt: skip
 
 
-def llava():
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**SIZES))
-    return LlavaForConditionalGeneration(config)
+def qwen2_vl():
+    """The tower for images, ``model.visual.blocks``, is as deep as the language model, and comes first."""
+    text = {**SIZES, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                                                  "mrope_section": [1, 1, 2]}}  # fmt: skip
+    images = {"depth": 4, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=images))
 
 
 UNSUPPORTED = {
@@ -97,8 +99,7 @@ def test_loading_names_the_class_and_what_is_expected(kind, tokenizer, tmp_path)
 
 
 def test_of_a_multimodal_model_the_tower_that_reads_text_is_found(tokenizer):
-    """The tower for images is as deep, and nearer to the root or found first."""
-    model = llava().eval()
+    model = qwen2_vl().eval()
     encoded = [chat("Why?", "People who lie to friends.", tokenizer)]
     read = activations(LoadedModel(model, tokenizer), encoded, (0, 2, 4), ("prompt_last",))
     for index, layer in enumerate((0, 2)):  # transformers' last entry is after the final norm
