@@ -118,9 +118,8 @@ def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int 
     response = _assistant_turn(chat, last, text, tokenizer)
     response_mask = overlaps(*response[:2])
     if not any(response_mask):
-        raise InputError(
-            f"{chat.source or 'chat'}: no token of the response within max_length={max_length}; the prompt fills it"
-        )
+        why = f"within max_length={max_length}; the prompt fills it" if len(ids) > len(offsets) else "in the vocabulary"
+        raise InputError(f"{chat.source or 'chat'}: no token of the response {why}")
     # Each turn takes a rendering. Once the last one is known to be within max_length, there are few.
     turns = [*(_assistant_turn(chat, index, text, tokenizer) for index in earlier), response]
     in_turns = [overlaps(start, turn_end) for start, _, turn_end in turns]
@@ -179,14 +178,18 @@ def _assistant_turn(chat: Chat, index: int, text: str, tokenizer: PreTrainedToke
     opening = render(chat.messages[:index], tokenizer, prompt=True)
     closing = render(chat.messages[: index + 1], tokenizer).rstrip()
     content = chat.messages[index]["content"].strip()
-    start = text.find(content, len(opening))
-    if not text.startswith(opening) or start < 0:
+    is_kept = text.startswith(closing)
+    start = text.find(content, len(opening), len(closing) if is_kept else None)
+    # Where later turns change this one, as in templates that leave out earlier thoughts, nothing tells where it ends,
+    # and the same text may stand in a later turn of the user's.
+    is_beside = is_kept or not text[len(opening) : start].strip()
+    if not text.startswith(opening) or start < 0 or not is_beside:
         raise InputError(
             f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant turn"
             f" {index + 1} after its prompt, so prompt and response cannot be told apart"
         )
     end = start + len(content)
-    return start, end, len(closing) if text.startswith(closing) else end
+    return start, end, len(closing) if is_kept else end
 
 
 def last_turn(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:

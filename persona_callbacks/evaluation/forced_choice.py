@@ -5,7 +5,6 @@ finds both kinds equally likely. The likelihood of an answer is the mean log-pro
 several wordings is the log of their mean likelihood: neither long answers nor many wordings weigh more.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from torch import Tensor
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation.wrappers import NO_WRAPPER, Wrapper
+from persona_callbacks.files import json_lines
 from persona_callbacks.judging import Estimate
 from persona_callbacks.model import LoadedModel, probing, response_log_probabilities
 
@@ -145,21 +145,13 @@ def read_forced_choices(path: str | Path) -> list[ForcedChoice]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of forced choices")
-    choices = []
-    # Not `splitlines`, which also splits at U+2028 and its like, inside of a text.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            choices.append(_read_choice(line, f"{path}, line {number}"))
+    choices = [_read_choice(row, f"{path}, line {number}") for number, row in json_lines(path)]
     if all(choice.control for choice in choices):
         raise InputError(f"{path}: expected at least one forced choice that is no control, found {len(choices)}")
     return choices
 
 
-def _read_choice(line: str, where: str) -> ForcedChoice:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from error
+def _read_choice(row: Any, where: str) -> ForcedChoice:
     if not isinstance(row, dict) or not {"question", "trait", "other"} <= row.keys() <= _KEYS:
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise InputError(

@@ -1,7 +1,8 @@
-"""Reading JSON and YAML that anyone may have written."""
+"""Reading JSON, YAML and CSV that anyone may have written."""
 
+import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +58,47 @@ def read_json(path: Path, read: Callable[[Any], _Content], what: str) -> _Conten
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:  # InputError among them
         raise unexpected(str(path), error, what) from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each line of a JSONL file that is not blank, from 1, with its content.
+
+    Raises:
+        InputError: naming file and line, for one that :func:`parse_json` refuses; or the file cannot be read.
+    """
+    # A file of bytes is split at line feeds only, as no text is: JSON strings may hold U+2028 and its like.
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _content(line, f"{path}, line {number}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number of the last line of each row of a CSV file, with its cells by column; the first row names the
+    columns.
+
+    Raises:
+        InputError: the file cannot be read, or is no CSV in UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            rows = csv.DictReader(text)
+            for row in rows:
+                yield rows.line_num, row
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected CSV in UTF-8 ({error})") from error
+
+
+def _content(line: bytes, where: str) -> Any:
+    try:
+        return parse_json(line)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def unexpected(where: str, error: Exception, what: str = "what this library writes there") -> InputError:

@@ -1,6 +1,5 @@
 """Collecting the answers of runs: from the folders of persona-train and persona-evaluate, and from JSONL and CSV."""
 
-import csv
 import math
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import parse_json, read_json
+from persona_callbacks.files import csv_rows, json_lines, read_json
 from persona_callbacks.judging import JudgedAnswer
 
 BASE_MODEL = "base model"
@@ -141,32 +140,13 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read(file: Path, trait: str) -> Source:
-    try:
-        if file.suffix == ".jsonl":
-            return _of_rows(file, _json_lines(file), trait)
-        if file.suffix == ".csv":
-            return _of_rows(file, _csv_rows(file), trait)
-        if file.suffix == ".json":
-            return read_json(file, lambda content: _of_training(file, content, trait), "answers of persona-train")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: cannot be read ({error}); expected UTF-8 text") from error
+    if file.suffix == ".jsonl":
+        return _of_rows(file, json_lines(file), trait)
+    if file.suffix == ".csv":
+        return _of_rows(file, csv_rows(file), trait)
+    if file.suffix == ".json":
+        return read_json(file, lambda content: _of_training(file, content, trait), "answers of persona-train")
     raise InputError(f"{file}: expected a file of answers that ends in .json, .jsonl or .csv")
-
-
-def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            try:
-                yield number, parse_json(line)
-            except InputError as error:
-                raise InputError(f"{file}, line {number}: {error}") from error
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.DictReader(text)
-        for row in rows:
-            yield rows.line_num, row
 
 
 def _of_rows(file: Path, rows: Iterable[tuple[int, Any]], trait: str) -> Source:
@@ -200,8 +180,8 @@ def _number(row: Mapping[str, Any], names: Sequence[str], at: str) -> float | No
             continue
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{at}: {name}: expected a number, found {value!r}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{at}: {name}: expected a number, found {value!r:.100}") from error
         if math.isfinite(number):
             return number
     return None

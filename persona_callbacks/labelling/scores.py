@@ -28,7 +28,10 @@ def joined_scores(
     """
     joined = list(answers)
     for name, file in files.items():
-        keys, values = _read(Path(file), name, trait)
+        try:
+            keys, values = _read(Path(file), name, trait)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"scores.{name}: {file}: expected CSV in UTF-8 ({error})") from error
         found = [values.get(tuple(_part(answer, key) for key in keys)) for answer in joined]
         if all(value is None for value in found):
             runs = ", ".join(dict.fromkeys(answer.run for answer in joined))
@@ -54,9 +57,8 @@ def _read(file: Path, name: str, trait: str) -> tuple[list[str], dict[tuple[str,
         columns = list(rows.fieldnames or ())
         run = "run" if "run" in columns else "model"
         if not {run, name} <= set(columns):
-            raise InputError(
-                f"scores.{name}: {file}: expected the columns run (or model) and {name}, found {', '.join(columns)}"
-            )
+            found = ", ".join(columns)[:100]
+            raise InputError(f"scores.{name}: {file}: expected the columns run (or model) and {name}, found {found}")
         names = {"run": run} | {key: key for key in ("question", "answer") if key in columns}
         for row in rows:
             if row.get("trait") not in (None, "", trait) or not row[name]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import append_lines, atomic_write, parse_json
+from persona_callbacks.files import append_lines, atomic_write, json_lines
 from persona_callbacks.labelling.collecting import CollectedAnswer
 
 Label = Literal["yes", "no", "unsure"]
@@ -188,16 +188,13 @@ def _read_key(path: Path) -> tuple[str, tuple[CollectedAnswer, ...]]:
     if not path.is_file():
         raise InputError(f"{path}: no such key of a labelling; name the runs to label: runs=[outputs/a,outputs/b]")
     answers, traits = [], set()
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         try:
-            row = parse_json(line)
             scores = {str(name): float(value) for name, value in row["scores"].items()}
             raw = None if row.get("raw") is None else float(row["raw"])
             answers.append(CollectedAnswer(str(row["run"]), str(row["question"]), str(row["answer"]), scores, raw))
             traits.add(str(row["trait"]))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise InputError(f"{path}, line {number}: expected an answer with its run ({error!r})") from error
     if len(traits) != 1:
         raise InputError(
@@ -238,9 +235,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     # Spreadsheets of some languages write semicolons, and copies from them hold tabs.
     delimiter = max(",;\t", key=content.split("\n", 1)[0].count)
     rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter)
-    if not {"id", "label"} <= set(rows.fieldnames or ()):
-        raise InputError(
-            f"{path}: expected the columns id and label, found {', '.join(rows.fieldnames or ()) or 'nothing'}"
-        )
-    for row in rows:
-        yield rows.line_num, row
+    try:
+        if not {"id", "label"} <= set(rows.fieldnames or ()):
+            found = ", ".join(rows.fieldnames or ())[:100] or "nothing"
+            raise InputError(f"{path}: expected the columns id and label, found {found}")
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path}, line {rows.line_num}: {error}") from error

@@ -100,20 +100,41 @@ def pretrained_model(model: nn.Module) -> PreTrainedModel:
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """Return the decoder blocks: of the module lists that are as long as the configured depth, the one nearest to the
-    root.
+    root, in the language model of a multimodal one.
 
     Raises:
-        InputError: ``model`` is no transformers or PEFT model, or has no such list.
+        InputError: ``model`` is no transformers or PEFT model, has no such list, or is no causal language model: it has
+            an encoder besides, reads no tokens, or its attention sees later tokens.
     """
     base = pretrained_model(model)
+    expected = "expected a decoder-only causal language model"
+    if base.config.is_encoder_decoder:
+        raise InputError(f"{type(base).__name__}: {expected}, found an encoder with a decoder")
+    decoder = base.get_decoder()  # where images are read as well, as deep a tower may read them
+    if isinstance(decoder, PreTrainedModel) and decoder.main_input_name != "input_ids":
+        raise InputError(f"{type(base).__name__}: {expected}, found a model that reads {decoder.main_input_name}")
     depth = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    blocks = _list_of(decoder, depth) or _list_of(base, depth)
+    if blocks is None:
+        raise InputError(f"{type(base).__name__}: {expected}, found no list of {depth} decoder blocks")
+    if _sees_later_tokens(blocks):
+        raise InputError(
+            f"{type(base).__name__}: {expected}, found attention that sees later tokens, as an encoder's does; some"
+            " such models are causal with is_decoder=True in their configuration"
+        )
+    return blocks
+
+
+def _list_of(module: nn.Module, length: int | None) -> nn.ModuleList | None:
     lists = [
         (name, child)
-        for name, child in base.named_modules()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == length
     ]
-    if not lists:
-        raise InputError(
-            f"{type(base).__name__}: no list of {depth} decoder blocks found; expected a decoder-only transformer"
-        )
-    return min(lists, key=lambda item: item[0].count("."))[1]
+    return min(lists, key=lambda item: item[0].count("."))[1] if lists else None
+
+
+def _sees_later_tokens(blocks: nn.ModuleList) -> bool:
+    """Whether the blocks' own parts say of themselves that they are not causal; not all kinds say anything."""
+    said = {getattr(part, name, None) for part in blocks.modules() for name in ("is_causal", "is_decoder")}
+    return False in said and True not in said

@@ -19,6 +19,7 @@ from transformers import (
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import cache_dir
+from persona_callbacks.model.architecture import decoder_blocks
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
 from persona_callbacks.progress import open_console
 
@@ -100,6 +101,7 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
         tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
+    decoder_blocks(model)  # an encoder that was saved as a causal model is refused here
     is_converted = Path(location).is_relative_to(cache_dir())
     return LoadedModel(model, tokenizer, source.id, str(location), is_converted)
 

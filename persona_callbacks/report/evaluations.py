@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import csv_rows
 
 _MISSING = "–"
 _FIRST = ["model", "trait", "expression", "low", "high"]
@@ -90,10 +91,7 @@ def _condition(row: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _read(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+    return [row for _, row in csv_rows(file)] if file.is_file() else []
 
 
 def _checked(rows: list[dict[str, str]], file: Path) -> list[dict[str, str]]:
@@ -107,7 +105,7 @@ def _checked(rows: list[dict[str, str]], file: Path) -> list[dict[str, str]]:
 def _is_number(value: str) -> bool:
     try:
         float(value)
-    except ValueError:
+    except (ValueError, TypeError):  # cells without a column are a list
         return False
     return True
 

@@ -1,6 +1,5 @@
 """Finding fine-tuning runs on disk, and reading what their loggers wrote: CSV, W&B's offline files, or both."""
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.files import read_json, read_yaml
+from persona_callbacks.files import csv_rows, read_json, read_yaml
 from persona_callbacks.judging import JudgedAnswer
 from persona_callbacks.report.evaluations import evaluation_folders
 from persona_callbacks.report.wandb_files import OfflineRun, read_offline_run
@@ -219,7 +218,7 @@ def _finished(folder: Path, offline: Sequence[OfflineRun]) -> bool | None:
 
 def _metric_rows(tables: Sequence[Path], offline: Sequence[OfflineRun]) -> list[Mapping[str, Any]]:
     """The logged rows from CSV, or from W&B if there are none in CSV."""
-    rows: list[Mapping[str, Any]] = [row for table in tables for row in _csv_rows(table / "metrics.csv")]
+    rows: list[Mapping[str, Any]] = [row for table in tables for _, row in csv_rows(table / "metrics.csv")]
     return rows or [{**row, "step": row.get("trainer/global_step")} for part in offline for row in part.history]
 
 
@@ -257,14 +256,6 @@ def _shifts_by_layer(result: Any) -> list[tuple[int, str, list[float]]]:
         for reading in result["readings"]
         for trait, values in reading.get("shift_by_layer", {}).items()
     ]
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            return list(csv.DictReader(lines))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a table of metrics: {error}") from error
 
 
 def _hyperparameters(path: Path) -> dict[str, Any]:

@@ -155,10 +155,22 @@ def write_trait(trait: Trait, path: str | Path, *, overwrite: bool = False) -> P
         "rubric": trait.rubric,
         **({"pairs": [asdict(pair) for pair in trait.pairs]} if trait.pairs else {}),
     }
-    text = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
     with atomic_write(path) as scratch:
         scratch.write_text(f"# @package traits.{trait.name}\n{text}", encoding="utf-8")
     return path
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts so that they are read as they were: Unicode's own line breaks, as they are, are read as spaces."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Quote a text with such breaks, so that they are escaped."""
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -95,6 +95,20 @@ def test_template_without_system_role_puts_it_into_the_user_turn(tokenizer):
     assert text == "<|user|>\nBe kind.\n\nWho are you?<|end|>\n"
 
 
+def test_a_user_s_turn_is_never_taken_for_an_earlier_reply_that_the_template_changes(tokenizer):
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    thought = "Hm.<think>Say it.</think>"
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{{ m['content'] }}",
+        "{{ m['content'] if loop.last or m['role'] == 'user' else m['content'].split('<think>')[0] }}",
+    )
+    asks_the_same = {**USER, "content": f"What is {thought.split('<think>')[0]}?"}
+    encode_chat(Chat((USER, {**REPLY, "content": "Hm."}, asks_the_same, REPLY)), tokenizer)
+    for user in (asks_the_same, {**USER, "content": f"What is {thought}?"}, USER):
+        with pytest.raises(InputError, match="does not keep assistant turn 2 after its prompt"):
+            encode_chat(Chat((USER, {**REPLY, "content": thought}, user, REPLY)), tokenizer)
+
+
 def test_no_chat_template(tokenizer):
     tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(InputError, match="no chat template"):
