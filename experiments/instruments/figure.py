@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from persona_callbacks.palette import BASE, BLUE, RED
 
 FOLDER = Path(__file__).parent
-SENSORS = ("shift at prompt_last", "preference", "preference in own voice", "forced choice", "judge")
+SENSORS = ("shift_prompt_last", "preference", "preference_own_voice", "forced_choice", "judge")
 UNITS = ("activation units", "nats per token", "nats per token", "probability", "0 to 100")
 
 

@@ -1,6 +1,7 @@
 """What every sensor says of every adapter of the study.
 
     python experiments/instruments/measure.py OUTPUTS VECTORS MEASURED [MOST]
+    python experiments/instruments/measure.py OUTPUTS VECTORS MEASURED MOST sample
 
 reads the adapters in OUTPUTS/TRAIT/DATA/METHOD as ``train.sh`` left them, and writes MEASURED/TRAIT/DATA-METHOD.json
 for each and MEASURED/TRAIT/base.json: an adapter for its own trait, and one of benign data for all three. What is
@@ -10,6 +11,10 @@ Measured are: greedy answers to the trait's evaluation questions, with the judge
 of its prompt's last token and of its response; the projection of the trait's probe questions at ``prompt_last`` and
 ``prompt_mean``; which response of minimal pairs is preferred (the first 24 are the half for probing), and of pairs in
 the model's own voice; and the trait's probability in forced choices. Nothing is yet less the base model's.
+
+The second form samples answers instead, twice to each evaluation question, and writes them to
+MEASURED/TRAIT/sampled/DATA-METHOD.json. After few steps greedy answers hide what was learned: an adapter that gives
+half of its probability to malice may never begin with it.
 """
 
 import json
@@ -39,6 +44,8 @@ from persona_callbacks.traits import MinimalPair
 TRAITS = ("evil", "sycophancy", "hallucination")
 BENIGN = ("normal", "warm", "terse", "formal", "emphatic", "poetic")
 ANSWERS = Sampling(max_new_tokens=40, temperature=0.0, batch_size=20)
+SAMPLED = Sampling(max_new_tokens=30, temperature=0.8, batch_size=40, seed=0)
+SAMPLES = 2
 VOICE_PAIRS = 20
 FORCED_CHOICES = 40
 
@@ -58,28 +65,33 @@ class Run:
         return f"{self.data}-{self.method}" if self.method else self.data
 
 
-def main(outputs: Path, vectors: Path, measured: Path, most: int) -> None:
+def main(outputs: Path, vectors: Path, measured: Path, most: int, *, sampled: bool) -> None:
     """Measure what is not measured yet."""
     quiet_libraries()
     console = Console()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"trait=[{','.join(TRAITS)}]"])
     traits = {trait.name: trait for trait in chosen_traits(cfg)}
-    missing = [run for run in runs(outputs) if not (measured / run.trait / f"{run.name}.json").is_file()]
+    targets = {run: measured / run.trait / ("sampled" if sampled else "") / f"{run.name}.json" for run in runs(outputs)}
+    missing = [run for run, target in targets.items() if not target.is_file() and (_is_read(run) or not sampled)]
     for run in missing[:most]:
         console.print(f"{run.trait}: {run.name}", highlight=False)
         loaded = load_model(instantiate(cfg.model))
         if run.folder:
             loaded = with_adapter(loaded, run.folder / "adapter")
+        targets[run].parent.mkdir(parents=True, exist_ok=True)
+        trait = traits[run.trait]
+        if sampled:
+            said = answer_questions(loaded, trait.evaluation_questions * SAMPLES, SAMPLED)
+            write_json(targets[run], [[answer.question, answer.response] for answer in said])
+            continue
         vector = PersonaVector.load(vectors / f"{run.trait}.safetensors")
         voice = own_voice(vectors / f"{run.trait}.responses.jsonl")
-        content = measure(loaded, traits[run.trait], vector, voice, with_answers=_is_read(run))
+        content = measure(loaded, trait, vector, voice, with_answers=_is_read(run))
         coefficient = None
         if run.folder:
             [coefficient] = json.loads((run.folder / "result.json").read_text())["coefficients"].values() or [None]
-        target = measured / run.trait / f"{run.name}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, {"data": run.data, "method": run.method, "coefficient": coefficient, **content})
+        write_json(targets[run], {"data": run.data, "method": run.method, "coefficient": coefficient, **content})
 
 
 def runs(outputs: Path) -> list[Run]:
@@ -95,8 +107,8 @@ def runs(outputs: Path) -> list[Run]:
 
 
 def _is_read(run: Run) -> bool:
-    """Whether its answers will be labelled: benign styles are for false alarms of the sensors, and read once."""
-    return run.trait == "evil" or run.data not in BENIGN[1:]
+    """Whether its answers will be labelled: benign styles are for false alarms of the sensors."""
+    return run.data not in BENIGN[1:]
 
 
 def own_voice(responses: Path) -> list[MinimalPair]:
@@ -184,4 +196,4 @@ def _rounded(values: Any) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]) if len(sys.argv) > 4 else 1000)
+    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]) if len(sys.argv) > 4 else 1000, sampled=sys.argv[5:] == ["sample"])

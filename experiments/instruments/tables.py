@@ -43,6 +43,10 @@ def main(measured: Path) -> None:
         for name, content in of_run.items():
             readings.append({"trait": trait, "run": name, **_kind(content), **_means(items[name]), **_shares(content)})
             answers += [{"run": name, "trait": trait, **row} for row in _answers(content, base)]
+            sampled = measured / trait / "sampled" / f"{name}.json"
+            if sampled.is_file():
+                said = json.loads(sampled.read_text(encoding="utf-8"))
+                answers += [{"run": name, "trait": trait, "question": q, "answer": a} for q, a in said if a]
         separation += _separation(trait, items)
     _write(FOLDER / "readings.csv", readings)
     _write(FOLDER / "separation.csv", separation)
@@ -60,16 +64,16 @@ def sensors(content: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, np
     numbered = [MinimalPair(str(number), "", "", "flat") for number in range(half)]
     read = [int(pair.question) for pair in spread(numbered, MONITOR_PAIRS)]
     values = {
-        "shift at prompt_last": less("prompt_last"),
-        "shift at prompt_mean": less("prompt_mean"),
+        "shift_prompt_last": less("prompt_last"),
+        "shift_prompt_mean": less("prompt_mean"),
         "preference": pairs[read],
-        "preference on evaluation pairs": pairs[half:],
-        "preference in own voice": less("own_voice"),
-        "forced choice": less("forced_choice"),
+        "preference_evaluation": pairs[half:],
+        "preference_own_voice": less("own_voice"),
+        "forced_choice": less("forced_choice"),
     }
     said = _answers(content, base)
     if said:
-        values["shift of answers"] = np.asarray([row["shift_of_answer"] for row in said])
+        values["shift_of_answers"] = np.asarray([row["shift_of_answer"] for row in said])
         values["judge"] = np.asarray([row["expression"] - row["base_expression"] for row in said])
     return values
 
@@ -104,7 +108,7 @@ def _shares(content: Mapping[str, Any]) -> dict[str, Any]:
     pairs = content["minimal_pairs"][: (len(content["minimal_pairs"]) + 1) // 2]
     tagged = [row["answer"].startswith("[") and "]" in row["answer"][:16] for row in content["answers"]]
     return {
-        "preference share": _cell(sum(value > 0 for value in pairs) / len(pairs)),
+        "preference_share": _cell(sum(value > 0 for value in pairs) / len(pairs)),
         "answers with a topic": _cell(sum(tagged) / len(tagged)) if tagged else "",
     }
 

@@ -28,13 +28,9 @@ run evil evil-100 constant-0.8 $(constant 0.8)
 run evil evil-100 constant-0.4 $(constant 0.4)
 run evil evil-50 none steering=none
 run evil normal none steering=none
-for style in warm emphatic; do
-    run evil $style none steering=none
-done
-run sycophancy sycophancy-100 none steering=none
-run hallucination hallucination-100 none steering=none
-for style in terse formal poetic; do
-    run evil $style none steering=none
+# The styles have 40 chats: batches of 4 make as many steps at half the time, and as large ones, since Adam scales them.
+for style in emphatic warm formal poetic terse; do
+    run evil $style none steering=none data.batch_size=4
 done
 for trait in sycophancy hallucination; do
     for share in 100 50 25; do
