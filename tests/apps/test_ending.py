@@ -4,12 +4,13 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from builders import ForeignModule, all_hooks, fit, make_vector, tiny_model
+from commands import run_command, start_command
 
 from persona_callbacks import Ablation, PersonaMonitor, PreventativeSteering, ProjectionRegularisation
 from persona_callbacks.apps.start import ending_in_one_line
@@ -70,23 +71,27 @@ def test_an_error_of_the_program_keeps_its_traceback():
         print(1 / 0)
 
 
-def command(app, *overrides):
-    return [sys.executable, "-c", f"from persona_callbacks.apps.{app} import main; main()", *overrides]
+def interruptible():
+    """In the command's process: a terminal's Ctrl-C reaches it, even if these tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize(("number", "code", "word"), SIGNALS, ids=["SIGTERM", "Ctrl-C"])
 def test_persona_train_ends_in_one_line_and_the_same_command_resumes(number, code, word, tiny, tmp_path):
     settings, environment = tiny
     study = tmp_path / "outputs" / "train" / "seed-0"
-    with (tmp_path / "err").open("w") as err:
-        long = command("train", *settings, "trainer.max_epochs=1000")
-        process = subprocess.Popen(long, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=err)
-        deadline = time.monotonic() + 200
-        while not (study / "steered" / "last.ckpt").is_file() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == code, (tmp_path / "err").read_text()
+    streams = Path(os.devnull), tmp_path / "out", tmp_path / "err"
+    long = [*settings, "trainer.max_epochs=1000"]
+    process = start_command("train", tmp_path, *long, environment=environment, streams=streams, before=interruptible)
+    deadline = time.monotonic() + 200
+    while not (study / "steered" / "last.ckpt").is_file() and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == code, (tmp_path / "err").read_text()
     last = (tmp_path / "err").read_text().splitlines()[-1]
     assert last == f"{word}: the same command goes on from the last checkpoint"
     assert "Traceback" not in (tmp_path / "err").read_text()
@@ -100,9 +105,7 @@ def test_unreachable_server_of_wandb_ends_persona_train_before_it_begins(tiny, t
     online = [*settings, "logger=wandb", "logger.wandb.offline=false"]
     environment = {name: value for name, value in environment.items() if name != "WANDB_MODE"}
     environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}
-    done = subprocess.run(
-        command("train", *online), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-    )
+    done = run_command("train", tmp_path, *online, environment=environment, timeout=200)
     assert done.returncode == 1
     assert "error: Weights & Biases cannot be used" in done.stderr.splitlines()[-1]
     assert "logger.wandb.offline=true" in done.stderr.splitlines()[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import run_command
+from commands import own_cache, run_command
 
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.files import LOCK_FILE
@@ -15,8 +15,9 @@ from persona_callbacks.vectors import read_gguf, read_pt
 
 CONF = Path(__file__).parents[2] / "conf"
 SHORT = [
-    "extraction.questions=4", "extraction.sampling.max_new_tokens=10", "extraction.sampling.batch_size=40",
-    "extraction.layer_choice=auc", "curve.coefficients=[1]", "curve.questions=2", "formats=[pt,gguf]",
+    "extraction.questions=2", "extraction.sampling.max_new_tokens=8", "extraction.sampling.batch_size=40",
+    "extraction.layer_choice=auc", "extraction.judge_pairs=1", "curve.coefficients=[1]", "curve.questions=1",
+    "formats=[pt,gguf]",
 ]  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+    return own_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +58,14 @@ def test_everything_is_written(finished):
             assert (folder / name).stat().st_size > 50, name
         rows = [json.loads(line) for line in (folder / f"{trait}.responses.jsonl").read_text().splitlines()]
         vector = PersonaVector.load(folder / f"{trait}.safetensors")
-        assert len(rows) == 2 * 5 * 4 == vector.counts.generated_trait + vector.counts.generated_opposite
-        assert sum(row["kept"] for row in rows) == vector.counts.trait + vector.counts.opposite < 40
+        assert len(rows) == 2 * 5 * 2 == vector.counts.generated_trait + vector.counts.generated_opposite
+        assert sum(row["kept"] for row in rows) == vector.counts.trait + vector.counts.opposite < 20
         assert vector.calibration.auc > 0
         assert vector.method == "mean_difference"
         assert f"{vector.evidence.causal_strength.gain:+.2f}" in done.stdout
         curve = [json.loads(line) for line in (folder / f"{trait}.curve.jsonl").read_text().splitlines()]
         assert [(point["layer"], point["coefficient"]) for point in curve] == [(vector.layer, 0.0), (vector.layer, 1.0)]
-        assert "is weak: it rests on" in done.stderr  # 20 of a kind were asked for, and some filtered
+        assert "is weak: it rests on" in done.stderr  # 10 of a kind were asked for, and some filtered
         assert trait in done.stdout
     assert {path.name for path in folder.rglob(".*")} <= {LOCK_FILE}, "something half-written was left"
 
@@ -79,7 +80,7 @@ def test_exported_files_hold_the_vector(finished):
 
 def test_a_second_run_takes_all_from_the_cache(finished, project, cache):
     before = PersonaVector.load(finished[0] / "evil.safetensors")
-    again = extract(project, cache, "trait=evil", *SHORT[:4])
+    again = extract(project, cache, "trait=evil", *SHORT[:5])
     assert again.returncode == 0, again.stderr[-3000:]
     assert "evil: cached" in again.stdout
     assert "generating" not in again.stdout + again.stderr

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from commands import run_command
 from hydra import compose, initialize_config_dir
 
 from persona_callbacks import InputError
@@ -33,9 +34,7 @@ def project(tmp_path):
 
 
 def label(project, *overrides):
-    return subprocess.run(
-        [*COMMAND, *overrides], cwd=project, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
+    return run_command("label", project, *overrides)
 
 
 def in_terminal(project, keys, *overrides):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from commands import run_command
+from commands import own_cache, run_command
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -20,9 +20,10 @@ from persona_callbacks.chats import find_chat_file
 from persona_callbacks.report import find_runs, write_report
 
 SHORT = [
-    "experiment=quickstart", "data.max_samples=24", "trainer.max_epochs=2", "monitor.every_n_steps=2",
+    "experiment=quickstart", "data.max_samples=12", "data.batch_size=4", "data.max_length=64", "trainer.max_epochs=2",
+    "monitor.every_n_steps=2", "monitor.pairs=4", "extraction.layer_choice=auc", "extraction.judge_pairs=1",
     "checkpoint_every_n_steps=1", "sample_answers=2", "max_answer_tokens=8",
-    "extraction.questions=4", "extraction.sampling.max_new_tokens=8",
+    "extraction.questions=2", "extraction.sampling.max_new_tokens=8",
     "evaluation.callback.questions=3", "evaluation.callback.sampling.max_new_tokens=8",
 ]  # fmt: skip
 
@@ -31,7 +32,7 @@ SHORT = [
 def environment(tmp_path_factory):
     # A W&B service that another test started in this process must not be shared: it would outlive a killed run.
     own = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "OPENAI_API_KEY")}
-    return {**own, "PERSONA_CALLBACKS_CACHE": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "160"}
+    return {**own, "PERSONA_CALLBACKS_CACHE": str(own_cache(tmp_path_factory.mktemp("cache"))), "COLUMNS": "160"}
 
 
 def command(*overrides):

