@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 import wandb
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
@@ -66,16 +67,31 @@ def run(cfg: DictConfig) -> Summary:
 
 
 def _screen(cfg: DictConfig, opening: Opening, screening: Screening, *, is_first: bool) -> Summary:
+    trainer = _trainer(cfg)
     loaded = opening.load()
     screening.settings.check_context(loaded)
     vectors = opening.all_vectors(loaded)
-    trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(callbacks=[RichProgressBar(leave=True)], logger=False)
     warn_if_weak(vectors)
     summary = screen(loaded, screening, vectors, trainer, list(cfg.predictions))
     if is_first:
         _print(summary, vectors, screening, opening.console)
         _log(cfg, summary, screening.folder)
     return summary
+
+
+def _trainer(cfg: DictConfig) -> Trainer:
+    """What the configuration says of the trainer.
+
+    Raises:
+        InputError: there can be no such trainer.
+    """
+    try:
+        trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(
+            callbacks=[RichProgressBar(leave=True)], logger=False
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise InputError(f"trainer: {error}") from error
+    return trainer
 
 
 def _print(summary: Summary, vectors: list[PersonaVector], screening: Screening, console: Console) -> None:

@@ -2,9 +2,11 @@
 ends here, with one line.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,6 +23,7 @@ from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from persona_callbacks.apps.sweeping import JobError, is_job_of_sweep
@@ -57,6 +60,10 @@ def ending_in_one_line(go_on: str) -> Iterator[None]:
             _end(f"error: {error}")
         if isinstance(error, InstantiationException):
             _end(f"error: {error.__cause__ or error}")
+        if isinstance(error, OmegaConfBaseException):
+            _end(f"error: {'; '.join(part.strip() for part in str(error).splitlines() if part.strip())}")
+        if said := _no_space(error):
+            _end(f"error: {said}; with more space: {go_on}")
         raise
     finally:
         if in_main_thread:
@@ -87,6 +94,17 @@ def _interruption(error: BaseException) -> int | None:
             return 128 + signal.SIGINT
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _no_space(error: BaseException) -> str:
+    """What a full disk said, if an error comes from one; libraries pass its words on in errors of their own."""
+    words = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    seen: BaseException | None = error
+    while seen is not None:
+        if any(word in str(seen) for word in words):
+            return str(seen).strip().splitlines()[0]
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 class WritableFolder(HydraCallback):

@@ -323,6 +323,11 @@ def test_the_app_screens_a_file_with_vectors_from_files(app, tmp_path, capsys):
         initialize_config_dir(str(CONF), version_base="1.3"),
     ):
         run_app(compose("screen", ["trait=[]"]))
+    with (
+        pytest.raises(InputError, match=r"trainer: .devices. selected with"),
+        initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
+        run_app(compose("screen", [*app, f"out={tmp_path / 'other'}", "trainer.devices=0"]))
     with pytest.raises(InputError, match="no such chat file"), initialize_config_dir(str(CONF), version_base="1.3"):
         run_app(compose("screen", ["data.path=nowhere.jsonl"]))
 
