@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run_command
 
 SCRIPT = """
 import json, sys
@@ -40,7 +41,12 @@ if __name__ == "__main__":
 def readings(tmp_path, devices):
     script, out = tmp_path / "script.py", tmp_path / f"{devices}.json"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
-    subprocess.run([sys.executable, script, str(devices), out], check=True, timeout=300, capture_output=True)
+    if devices == 1:
+        ended = run_command(script, tmp_path, devices, out, timeout=300)
+    else:  # Lightning starts the second process by the command that started the first
+        command = [sys.executable, script, str(devices), out]
+        ended = subprocess.run(command, timeout=300, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
     return json.loads(out.read_text())
 
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from builders import LOUD, SHORT, ForeignModule, LengthJudge, all_hooks, fit, make_vector, tiny_model, weights
+from commands import run_command
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
@@ -117,7 +118,10 @@ if __name__ == "__main__":
 def test_fit_with_split_weights_ends_with_the_error(how, named, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SHARDED.format(tests=str(Path(__file__).parents[1])))
-    ended = subprocess.run([sys.executable, script, how], capture_output=True, text=True, timeout=120, check=False)
+    if how == "own":
+        ended = run_command(script, tmp_path, how, timeout=120)
+    else:  # Lightning starts the second process by the command that started the first
+        ended = subprocess.run([sys.executable, script, how], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode != 0
     assert named in ended.stderr
     assert "strategy='ddp' or one device" in ended.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import CHATS, QUICK, make_vector, tiny_model
-from commands import start_command
+from commands import run_command, start_command
 from hydra import compose, initialize_config_dir
 
 from persona_callbacks import InputError
@@ -285,12 +285,13 @@ def test_killed_at_any_moment_and_run_again(app, tmp_path):
 
 
 def test_two_processes_screen_what_one_screens(app, tmp_path):
+    one = run_command("screen", tmp_path, *app, f"out={tmp_path / 'one'}", "logger=csv")
     # From a file: Lightning starts the second process by the command that started the first.
     script = tmp_path / "persona-screen"
     script.write_text("from persona_callbacks.apps.screen import main\nmain()\n")
-    for folder, more in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
-        command = [sys.executable, script, *app, f"out={tmp_path / folder}", "logger=csv", *more]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, script, *app, f"out={tmp_path / 'two'}", "logger=csv", "trainer.devices=2"]
+    two = subprocess.run([*command, "trainer.strategy=ddp"], capture_output=True, text=True, timeout=300, check=False)
+    for found in (one, two):
         assert found.returncode == 0, found.stderr
         assert found.stdout.count("16 chats screened") == 1
     assert results(tmp_path / "one") == results(tmp_path / "two")

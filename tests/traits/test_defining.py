@@ -246,7 +246,7 @@ def test_a_real_server_of_a_real_model():
                 break
             except OSError:
                 time.sleep(0.5)
-        endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", folder, temperature=0.7, max_tokens=48)
+        endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", folder, temperature=0.7, max_tokens=16)
         assert "paris" in endpoint.complete("What is the capital of France?").casefold()
         with pytest.raises(InputError, match="of 5 usable after 1 rounds"):
             define(endpoint.complete, NAME, DESCRIPTION, rounds=1)
