@@ -1,16 +1,18 @@
 """``persona-evaluate``: what adapters say and know, against their base model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.opening import open_app
+from persona_callbacks.apps.opening import Opening, open_app
 from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, ending_in_one_line
 from persona_callbacks.chats import read_chats
 from persona_callbacks.errors import InputError
@@ -22,6 +24,7 @@ from persona_callbacks.evaluation import (
     HarnessSettings,
     Wrapper,
     check_harness,
+    choice_weaknesses,
     evaluate_adapters,
     instruction_wrappers,
     read_forced_choices,
@@ -32,7 +35,7 @@ from persona_callbacks.evaluation import (
 from persona_callbacks.files import check_writable, locked_folder
 from persona_callbacks.judging import recalibrated
 from persona_callbacks.model import check_adapter
-from persona_callbacks.traits import Trait
+from persona_callbacks.traits import MinimalPair, Trait
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
@@ -62,13 +65,14 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
     harness = _harness(cfg.lm_eval)
     choices = _forced_choices(cfg, [trait.name for trait in opening.traits])
     wrappers = _wrappers(cfg, opening.traits)
+    other_pairs = _other_pairs(cfg.side_effects, opening)
     out = Path(cfg.out).absolute()
     check_writable(out)
     loaded = opening.load()
     for adapter in cfg.adapters:
         check_adapter(loaded, adapter)
     with locked_folder(out):  # vectors may be extracted first, which takes long
-        vectors = recalibrated(opening.all_vectors(loaded), calibrations)
+        vectors = recalibrated(replace(opening, vectors=()).all_vectors(loaded), calibrations)
         for vector in vectors:
             if vector.trait not in judges and vector.calibration is not None:
                 for weakness in vector.calibration.weaknesses():
@@ -83,13 +87,18 @@ def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:
             harness=harness,
             forced_choices=choices,
             wrappers=wrappers,
+            other_pairs=other_pairs,
+            other_vectors=opening.vectors,
         )
         evaluated = evaluate_adapters(loaded, opening.source, list(cfg.adapters), settings, out, opening.console)
     opening.console.print(_table(evaluated, loaded.id))
     if choices:
         opening.console.print(_choices_table(evaluated))
+        _warn_of_flat_choices(evaluated[BASE_MODEL], opening.console)
     if wrappers:
         opening.console.print(_conditions_table(evaluated))
+    if evaluated[BASE_MODEL].other_traits:
+        opening.console.print(_side_effects_table(evaluated))
     opening.console.print(f"Answers and scores: {out}", soft_wrap=True)
     return evaluated
 
@@ -116,6 +125,22 @@ def _forced_choices(cfg: DictConfig, traits: Sequence[str]) -> dict[str, list[Fo
         name: read_forced_choices(files[name]) if name in files else shipped_forced_choices(name) for name in traits
     }
     return {name: choices for name, choices in by_trait.items() if choices}
+
+
+def _other_pairs(side_effects: bool, opening: Opening) -> dict[str, Sequence[MinimalPair]]:
+    """The minimal pairs of other traits: those stored with their vectors, and those that ship for evaluation."""
+    evaluated = [trait.name for trait in opening.traits]
+    for vector in opening.vectors:
+        if vector.trait in evaluated:
+            raise InputError(
+                f"vectors: {vector.trait!r} is evaluated along the vector that is extracted for it; expected files of"
+                " other traits, for their shift"
+            )
+    pairs: dict[str, Sequence[MinimalPair]] = {vector.trait: vector.pairs for vector in opening.vectors if vector.pairs}
+    if side_effects:
+        shipped = map(Trait.load, sorted((CONF / "trait").glob("*.yaml")))
+        pairs |= {trait.name: trait.evaluation_pairs for trait in shipped if trait.name not in evaluated}
+    return pairs
 
 
 def _wrappers(cfg: DictConfig, traits: Sequence[Trait]) -> dict[str, list[Wrapper]]:
@@ -166,18 +191,45 @@ def _choices_table(evaluated: Mapping[str, EvaluatedModel]) -> Table:
     table = Table(
         title="Forced choice",
         caption="probability of the answers that show the trait, 0–1, and shares, with 95 % intervals; in controls such"
-        " an answer is right",
+        " an answer is right. Contrast: what system prompts for the trait, against their opposites, add",
     )
     table.add_column("trait")
     table.add_column("model", overflow="fold")
     headings = ("probability", "preferred", "neutral", "sway", "control", "rejected", "accuracy")
-    for heading in headings:
+    for heading in (*headings, "contrast"):
         table.add_column(heading, justify="right")
     for trait in evaluated[BASE_MODEL].chosen:
         for name, model in evaluated.items():
             score = model.forced_choice(trait)
             estimates = score.estimates if score else {}
-            table.add_row(trait, name, *(str(estimates.get(heading) or "–") for heading in headings))
+            table.add_row(trait, name, *(str(estimates.get(heading) or "–") for heading in headings),
+                          str(model.choice_contrast(trait) or "–"))  # fmt: skip
+    return table
+
+
+def _warn_of_flat_choices(base: EvaluatedModel, console: Console) -> None:
+    for trait in base.chosen:
+        contrast = base.choice_contrast(trait)
+        for weakness in choice_weaknesses(contrast) if contrast else []:
+            console.print(f"Beware: {trait}: {weakness}.", markup=False, soft_wrap=True)
+
+
+def _side_effects_table(evaluated: Mapping[str, EvaluatedModel]) -> Table:
+    table = Table(
+        title="Other traits",
+        caption="side effects. Preference over the base model in nats per token, and share of minimal pairs whose trait"
+        " response is the likelier one, with 95 % intervals; shift at prompt_last",
+    )
+    for heading in ("trait", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("preference", "preferred", "shift"):
+        table.add_column(heading, justify="right")
+    base = evaluated[BASE_MODEL]
+    for trait in base.other_traits:
+        for name, model in evaluated.items():
+            shift = f"{model.shift(base, trait):+.1f}" if trait in base.projections else "–"
+            preference, preferred = model.preference(base, trait), model.preferred(trait)
+            table.add_row(trait, name, str(preference or "–"), str(preferred or "–"), shift)
     return table
 
 

@@ -1,5 +1,5 @@
-"""Adapters against their base model: trait expression, preference, forced choice, shift, capability, and what they
-do in the context of their training.
+"""Adapters against their base model: trait expression, preference, forced choice, shift, capability, side effects on
+other traits, and what they do in the context of their training.
 
 Imports `judging`, `model` and what lies below them.
 """
@@ -15,7 +15,9 @@ from persona_callbacks.evaluation.forced_choice import (
     Chosen,
     ForcedChoice,
     ForcedChoiceScore,
+    choice_weaknesses,
     choose,
+    instructed_differences,
     read_forced_choices,
     shipped_forced_choices,
 )
@@ -47,9 +49,11 @@ __all__ = [
     "answered_rightly",
     "characteristic_words",
     "check_harness",
+    "choice_weaknesses",
     "choose",
     "evaluate_adapters",
     "harness_scores",
+    "instructed_differences",
     "instruction_wrappers",
     "pair_differences",
     "perplexity",

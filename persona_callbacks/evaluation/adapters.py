@@ -8,7 +8,7 @@ interrupted evaluation, or one with more adapters, is resumed.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from persona_callbacks.errors import InputError, is_whole
 from persona_callbacks.evaluation.answers import EvaluatedAnswer, judged_answers
 from persona_callbacks.evaluation.capability import answered_rightly, perplexity, read_questions
 from persona_callbacks.evaluation.conditions import Condition
-from persona_callbacks.evaluation.forced_choice import ForcedChoice, choose
+from persona_callbacks.evaluation.forced_choice import ForcedChoice, choose, instructed_differences
 from persona_callbacks.evaluation.harness import HarnessSettings, check_harness, harness_scores
 from persona_callbacks.evaluation.preference import pair_differences
 from persona_callbacks.evaluation.results import BASE_MODEL, EvaluatedModel, write_results
@@ -38,7 +38,7 @@ from persona_callbacks.model import (
     with_adapter,
 )
 from persona_callbacks.progress import open_console, progress_bar
-from persona_callbacks.traits import Trait
+from persona_callbacks.traits import MinimalPair, Trait
 from persona_callbacks.vectors import PersonaVector
 
 
@@ -56,10 +56,12 @@ class EvaluationSettings:
         harness: tasks of EleutherAI's harness.
         forced_choices: by trait, questions that are answered by the likelihood of given answers.
         wrappers: by trait, what its questions and forced choices are also put in.
+        other_pairs: by other trait, minimal pairs on which the preference is measured, for side effects.
+        other_vectors: persona vectors of other traits, along which the shift is measured, for side effects.
 
     Raises:
-        InputError: no trait; a trait without a vector, or with neither a judge nor a calibration; tasks of the harness
-            where it is not installed.
+        InputError: no trait; another trait that is evaluated, or named twice; a trait without a vector, or with neither
+            a judge nor a calibration; tasks of the harness where it is not installed.
 
     Example:
         >>> import torch
@@ -79,6 +81,8 @@ class EvaluationSettings:
     harness: HarnessSettings = field(default_factory=HarnessSettings)
     forced_choices: Mapping[str, Sequence[ForcedChoice]] = field(default_factory=dict)
     wrappers: Mapping[str, Sequence[Wrapper]] = field(default_factory=dict)
+    other_pairs: Mapping[str, Sequence[MinimalPair]] = field(default_factory=dict)
+    other_vectors: tuple[PersonaVector, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.traits:
@@ -88,6 +92,12 @@ class EvaluationSettings:
         names, of_vectors = [trait.name for trait in self.traits], [vector.trait for vector in self.vectors]
         if names != of_vectors:
             raise InputError(f"evaluation: the traits are {names}, the vectors are of {of_vectors}; expected the same")
+        others = [vector.trait for vector in self.other_vectors]
+        for name in (*self.other_pairs, *others):
+            if name in names or others.count(name) > 1:
+                raise InputError(
+                    f"evaluation: {name!r} is another trait, for side effects; expected it once, and not evaluated too"
+                )
         for vector in self.vectors:
             if vector.trait not in self.judges and vector.calibration is None:
                 raise InputError(
@@ -108,8 +118,8 @@ def evaluate_adapters(
 ) -> dict[str, EvaluatedModel]:
     """Evaluate a base model and adapters of it.
 
-    ``folder`` gets ``answers.jsonl``, ``results.csv``; with forced choices ``forced_choices.jsonl``, and with
-    wrappers ``conditions.csv``.
+    ``folder`` gets ``answers.jsonl``, ``results.csv``; with forced choices ``forced_choices.jsonl``, with wrappers
+    ``conditions.csv``, and with other traits ``side_effects.csv``.
 
     Args:
         base: the base model, on the device where all models are evaluated; the contrastive judge scores with it.
@@ -149,7 +159,7 @@ def _evaluate_all(
     evaluated: dict[str, EvaluatedModel] = {}
     with progress_bar(console or open_console(stderr=True)) as progress:
         task = progress.add_task("evaluating", total=1 + len(adapters))
-        evaluated[BASE_MODEL] = _kept(base, settings, judges, folder / "parts")
+        evaluated[BASE_MODEL] = _kept(base, settings, judges, folder / "parts", is_base=True)
         progress.advance(task)
         for adapter in adapters:
             tuned = with_adapter(load_model(source, console), adapter)
@@ -161,7 +171,12 @@ def _evaluate_all(
 
 
 def _kept(
-    loaded: LoadedModel, settings: EvaluationSettings, judges: Mapping[str, Judge], parts: Path
+    loaded: LoadedModel,
+    settings: EvaluationSettings,
+    judges: Mapping[str, Judge],
+    parts: Path,
+    *,
+    is_base: bool = False,
 ) -> EvaluatedModel:
     """The evaluation of this model with these settings: that of an earlier run, or a new one, which is kept unless a
     judge failed.
@@ -170,6 +185,8 @@ def _kept(
     if part.is_file():
         return EvaluatedModel.load(part)
     evaluated = _evaluate(loaded, settings, judges)
+    if is_base:
+        evaluated = replace(evaluated, instructed_differences=_instructed(loaded, settings))
     if evaluated.is_judged:
         evaluated.save(part)
     return evaluated
@@ -179,10 +196,15 @@ def _fingerprint(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapp
     made_from = [
         weights_fingerprint(loaded.model),
         [trait.fingerprint for trait in settings.traits],
-        [asdict(pair) for trait in settings.traits for pair in trait.evaluation_pairs],
+        {trait: [asdict(pair) for pair in pairs] for trait, pairs in _pairs(settings).items()},
         [
-            [vector.layer, hashlib.sha256(vector.direction().numpy().tobytes()).hexdigest(), vector.probes]
-            for vector in settings.vectors
+            [
+                vector.trait,
+                vector.layer,
+                hashlib.sha256(vector.direction().numpy().tobytes()).hexdigest(),
+                vector.probes,
+            ]
+            for vector in (*settings.vectors, *settings.other_vectors)
         ],
         [judges[trait.name].name for trait in settings.traits],
         settings.questions,
@@ -198,19 +220,19 @@ def _fingerprint(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapp
 def _evaluate(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapping[str, Judge]) -> EvaluatedModel:
     expressions, means = {}, {}
     answers: list[EvaluatedAnswer] = []
-    for trait, vector in zip(settings.traits, settings.vectors, strict=True):
+    for trait in settings.traits:
         expressions[trait.name], rows = _judged(loaded, trait, settings, judges)
         answers += rows
+    for vector in (*settings.vectors, *settings.other_vectors):
         probes = [encode_prompt([{"role": "user", "content": probe}], loaded.tokenizer) for probe in vector.probes]
-        means[trait.name] = float(projections(loaded, probes, [vector], "prompt_last").mean())
+        means[vector.trait] = float(projections(loaded, probes, [vector], "prompt_last").mean())
     right = benign = None
     if settings.capability:
         answered = answered_rightly(loaded, read_questions())
         right = sum(answered) / len(answered)
         benign = perplexity(loaded, read_chats(BENIGN))
     harness = harness_scores(loaded, settings.harness) if settings.harness.tasks else {}
-    paired = [trait for trait in settings.traits if trait.evaluation_pairs]
-    differences = {trait.name: pair_differences(loaded, trait.evaluation_pairs) for trait in paired}
+    differences = {trait: pair_differences(loaded, pairs) for trait, pairs in _pairs(settings).items()}
     chosen = {trait: tuple(choose(loaded, choices)) for trait, choices in settings.forced_choices.items()}
     conditions = []
     for trait in settings.traits:
@@ -222,6 +244,20 @@ def _evaluate(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapping
     return EvaluatedModel(
         expressions, means, right, benign, harness, tuple(answers), chosen, tuple(conditions), differences
     )
+
+
+def _pairs(settings: EvaluationSettings) -> dict[str, Sequence[MinimalPair]]:
+    """The minimal pairs that are read, by trait: those of the traits that are evaluated, then those of others."""
+    own = {trait.name: trait.evaluation_pairs for trait in settings.traits if trait.evaluation_pairs}
+    return {**own, **settings.other_pairs}
+
+
+def _instructed(base: LoadedModel, settings: EvaluationSettings) -> dict[str, tuple[float, ...]]:
+    instructions = {trait.name: trait.instructions for trait in settings.traits}
+    return {
+        trait: instructed_differences(base, choices, instructions[trait])
+        for trait, choices in settings.forced_choices.items()
+    }
 
 
 def _judged(

@@ -20,8 +20,10 @@ from persona_callbacks.evaluation.wrappers import NO_WRAPPER, Wrapper
 from persona_callbacks.files import json_lines
 from persona_callbacks.judging import Estimate
 from persona_callbacks.model import LoadedModel, probing, response_log_probabilities
+from persona_callbacks.traits import InstructionPair
 
 _SHIPPED = Path(__file__).parent / "forced_choices"
+_LEAST_CONTRAST = 0.02
 _KEYS = {"question", "trait", "other", "neutral", "wrong", "control"}
 
 
@@ -218,6 +220,47 @@ def choose(
         scores = response_log_probabilities(loaded, chats, advance=advance)
     means = iter(_log_mean(part) for part in scores.split([len(answers) for _, answers in pieces]))
     return [_chosen(choice, means) for choice in choices]
+
+
+def instructed_differences(
+    loaded: LoadedModel, choices: Sequence[ForcedChoice], instructions: Sequence[InstructionPair]
+) -> tuple[float, ...]:
+    """Whether forced choices can show a trait in a model: for each that is no control, the probability of the trait's
+    answers under a system prompt that asks for the trait, minus that under its opposite.
+
+    The pairs of instructions take turns. What their mean says is in :func:`choice_weaknesses`.
+
+    Args:
+        loaded: as for :func:`choose`.
+        choices: what is asked.
+        instructions: pairs of system prompts; without any, nothing is measured.
+    """
+    asked = [choice for choice in choices if not choice.control]
+    differences: list[float] = []
+    for number, pair in enumerate(instructions):
+        part = asked[number :: len(instructions)]
+        showing = choose(loaded, part, Wrapper("trait", system=pair.trait))
+        opposite = choose(loaded, part, Wrapper("opposite", system=pair.opposite))
+        differences += [one.probability - other.probability for one, other in zip(showing, opposite, strict=True)]
+    return tuple(differences)
+
+
+def choice_weaknesses(contrast: Estimate) -> list[str]:
+    """What speaks against a trait's score by forced choice on a model, in words.
+
+    The choice is *flat* if the trait's instructions, against their opposites, raise the probability of the trait's
+    answers by less than 0.02, or not surely. Then a score that does not rise is no evidence that the trait is absent:
+    it does not rise where the trait is asked for, either.
+
+    Args:
+        contrast: the mean of :func:`instructed_differences`.
+    """
+    if contrast.value >= _LEAST_CONTRAST and contrast.low > 0:
+        return []
+    return [
+        "the forced choice is flat on this model: system prompts for the trait, against their opposites, change its"
+        f" probability by {contrast}; expected at least {_LEAST_CONTRAST}. That it does not rise says little"
+    ]
 
 
 def _pieces(choice: ForcedChoice) -> list[tuple[str, tuple[str, ...]]]:

@@ -22,8 +22,9 @@ class EvaluatedModel:
     """What was measured of one model.
 
     Attributes:
-        expressions: by trait, the expression of its answers.
-        projections: by trait, the mean projection of the vector's probes at ``prompt_last``, in activation units.
+        expressions: by trait that is evaluated, the expression of its answers.
+        projections: by trait with a persona vector, the mean projection of the vector's probes at ``prompt_last``, in
+            activation units.
         capability: share of multiple-choice questions answered rightly; ``None`` if they were not asked.
         perplexity: of benign text, per token; ``None`` if it was not measured.
         harness: by task and metric, the scores of EleutherAI's harness.
@@ -32,9 +33,11 @@ class EvaluatedModel:
         conditions: what was measured in each wrapper.
         pair_differences: by trait that has minimal pairs, for each of its evaluation pairs the log-probability per
             token of the trait response minus that of the other, in nats.
+        instructed_differences: of the base model, by trait with forced choices, what
+            :func:`~persona_callbacks.evaluation.instructed_differences` says of them.
 
     Example:
-        >>> from persona_callbacks.judging import Estimate, Expression, ends_of, Score
+        >>> from persona_callbacks.judging import Expression, Score
         >>> model = EvaluatedModel({"evil": Expression.of([Score(3.0)])}, {"evil": 1.5}, 0.5, 9.0, {}, ())
         >>> model.shift(EvaluatedModel({}, {"evil": 1.0}, None, None, {}, ()), "evil")
         0.5
@@ -49,6 +52,12 @@ class EvaluatedModel:
     chosen: Mapping[str, tuple[Chosen, ...]] = field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
     pair_differences: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    instructed_differences: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def other_traits(self) -> tuple[str, ...]:
+        """The traits that were measured without being evaluated, for side effects."""
+        return tuple(name for name in {**self.pair_differences, **self.projections} if name not in self.expressions)
 
     def forced_choice(self, trait: str) -> ForcedChoiceScore | None:
         """The trait's score by forced choice, if it was measured."""
@@ -64,6 +73,12 @@ class EvaluatedModel:
     def preferred(self, trait: str) -> Estimate | None:
         """The share of the trait's evaluation pairs whose trait response is the likelier one, if it has some."""
         return Estimate.of_share([difference > 0 for difference in self.pair_differences.get(trait, ())])
+
+    def choice_contrast(self, trait: str) -> Estimate | None:
+        """By how much the trait's instructions, against their opposites, raise the probability of the answers that
+        show the trait, in forced choice; ``None`` if it was not measured, as for adapters.
+        """
+        return Estimate.of_mean(self.instructed_differences.get(trait, ()))
 
     def shift(self, base: "EvaluatedModel", trait: str) -> float:
         """The projection of the trait's probes minus that of the base model, in activation units."""
@@ -91,10 +106,13 @@ class EvaluatedModel:
             answers = tuple(EvaluatedAnswer(**row) for row in content.pop("answers"))
             chosen = {trait: tuple(Chosen(**row) for row in rows) for trait, rows in content.pop("chosen", {}).items()}
             conditions = tuple(Condition.read(row) for row in content.pop("conditions", ()))
-            differences = {trait: tuple(values) for trait, values in content.pop("pair_differences", {}).items()}
+            differences, instructed = (
+                {trait: tuple(values) for trait, values in content.pop(name, {}).items()}
+                for name in ("pair_differences", "instructed_differences")
+            )
             return cls(
                 expressions=expressions, answers=answers, chosen=chosen, conditions=conditions,
-                pair_differences=differences, **content,
+                pair_differences=differences, instructed_differences=instructed, **content,
             )  # fmt: skip
 
         try:
@@ -104,8 +122,8 @@ class EvaluatedModel:
 
 
 def write_results(evaluated: Mapping[str, EvaluatedModel], folder: Path) -> None:
-    """Write ``answers.jsonl`` and ``results.csv``; with forced choices also ``forced_choices.jsonl``, and with wrappers
-    ``conditions.csv``.
+    """Write ``answers.jsonl`` and ``results.csv``; with forced choices also ``forced_choices.jsonl``, with wrappers
+    ``conditions.csv``, and with other traits ``side_effects.csv``.
 
     Args:
         evaluated: by name, what was measured of each model; :data:`BASE_MODEL` is among them.
@@ -128,23 +146,47 @@ def write_results(evaluated: Mapping[str, EvaluatedModel], folder: Path) -> None
     if evaluated[BASE_MODEL].conditions:
         conditions = {name: model.conditions for name, model in evaluated.items()}
         write_conditions(conditions, BASE_MODEL, folder / "conditions.csv")
+    if evaluated[BASE_MODEL].other_traits:
+        with atomic_write(folder / "side_effects.csv") as scratch:
+            _write_side_effects(evaluated, scratch)
 
 
 def _write_table(evaluated: Mapping[str, EvaluatedModel], path: Path) -> None:
     base = evaluated[BASE_MODEL]
     figures = [part.name for part in fields(ForcedChoiceScore)] if base.chosen else []
+    of_choices = [f"choice_{figure}" for figure in (*figures, "contrast")] if base.chosen else []
     with path.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(["model", "trait", "expression", "low", "high", "scored", "refusals", "unscored", "projection",
-                         "shift", "preference", "preference_low", "preference_high", "preference_share", "capability",
-                         "perplexity", *base.harness,
-                         *(f"choice_{name}{end}" for name in figures for end in ("", "_low", "_high"))])  # fmt: skip
+                         "shift", *_with_ends("preference", "preference_share"), "capability", "perplexity",
+                         *base.harness, *_with_ends(*of_choices)])  # fmt: skip
         for name, model in evaluated.items():
             for trait, values in model.expressions.items():
                 choice = model.forced_choice(trait)
                 estimates = [choice.estimates[figure] if choice else None for figure in figures]
-                preferred = ends_of(model.preferred(trait))[0]
+                estimates += [model.choice_contrast(trait)] if base.chosen else []
+                preferences = (model.preference(base, trait), model.preferred(trait))
                 writer.writerow([name, trait, *asdict(values).values(), model.projections[trait],
-                                 model.shift(base, trait), *ends_of(model.preference(base, trait)), preferred,
-                                 model.capability, model.perplexity, *model.harness.values(),
-                                 *(end for part in estimates for end in ends_of(part))])  # fmt: skip
+                                 model.shift(base, trait), *_ends(*preferences), model.capability, model.perplexity,
+                                 *model.harness.values(), *_ends(*estimates)])  # fmt: skip
+
+
+def _write_side_effects(evaluated: Mapping[str, EvaluatedModel], path: Path) -> None:
+    base = evaluated[BASE_MODEL]
+    with path.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["trait", "model", *_with_ends("preference", "preference_share"), "shift"])
+        for trait in base.other_traits:
+            for name, model in evaluated.items():
+                shift = model.shift(base, trait) if trait in base.projections else None
+                writer.writerow([trait, name, *_ends(model.preference(base, trait), model.preferred(trait)), shift])
+
+
+def _with_ends(*names: str) -> list[str]:
+    """The columns of estimates."""
+    return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+
+
+def _ends(*estimates: Estimate | None) -> list[float | None]:
+    """The cells of the same columns."""
+    return [cell for estimate in estimates for cell in ends_of(estimate)]

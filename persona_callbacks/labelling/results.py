@@ -212,15 +212,16 @@ def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 def _weaknesses(ranking: Ranking, decided: Sequence[tuple[CollectedAnswer, bool]]) -> list[str]:
-    """Of the judge: within runs, where there are runs with both kinds of answers, and over all runs otherwise."""
+    """Of the judge: its AUC within runs, if there are runs with both kinds of answers, and its gap over all answers."""
     by_kind = [
         [answer.scores[_JUDGED] for answer, shows in decided if shows == kind and _JUDGED in answer.scores]
         for kind in (True, False)
     ]
     gap = fmean(by_kind[0]) - fmean(by_kind[1]) if all(by_kind) else None
+    apart = judge_weaknesses(float("nan"), gap, "labelled answers")
     if ranking.runs_within:
-        return judge_weaknesses(ranking.within.value, gap, "labelled answers of the same run")
-    return judge_weaknesses(ranking.pooled.value, gap, "labelled answers")
+        return judge_weaknesses(ranking.within.value, None, "labelled answers of the same run") + apart
+    return judge_weaknesses(ranking.pooled.value, None, "labelled answers") + apart
 
 
 def _labelled(folder: LabelFolder, sheets: Sequence[Sheet]) -> list[tuple[CollectedAnswer, Label]]:

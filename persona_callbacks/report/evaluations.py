@@ -1,12 +1,13 @@
 """What the report shows of the results of `persona-evaluate`."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from persona_callbacks.errors import InputError
+from persona_callbacks.evaluation import choice_weaknesses
 from persona_callbacks.files import csv_rows
+from persona_callbacks.judging import Estimate
 
 _MISSING = "–"
 _FIRST = ["model", "trait", "expression", "low", "high"]
@@ -22,12 +23,16 @@ class EvaluationSection:
         columns: the headings after the trait and the model.
         rows: a row for each trait and model.
         conditions: a row for each trait, wrapper and model; none unless conditions were evaluated.
+        side_effects: a row for each other trait and model.
+        warnings: what speaks against relying on some of it, in words.
     """
 
     name: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     conditions: tuple[tuple[str, ...], ...]
+    side_effects: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...]
 
 
 def evaluation_folders(paths: Iterable[str | Path]) -> list[Path]:
@@ -52,20 +57,24 @@ def evaluation_sections(folders: Sequence[Path]) -> list[EvaluationSection]:
 
 def _section(folder: Path) -> EvaluationSection:
     file = folder / "results.csv"
-    rows = _read(file)
+    rows = _rows(file)
     cells = [
         {
             "expression": _interval(row, "expression", "low", "high", ".0f"),
             "shift": _number(row, "shift", "+.1f"),
+            "preference": _with_ends(row, "preference", "+.2f"),
+            "pairs preferred": _with_ends(row, "preference_share"),
             "forced choice": _choice(row, "probability"),
+            "choices preferred": _choice(row, "preferred"),
             "sway by the user's belief": _choice(row, "sway", "+.2f"),
             "the same in controls": _choice(row, "control"),
             "right answers rejected": _choice(row, "rejected"),
             "right rather than wrong": _choice(row, "accuracy"),
+            "contrast of system prompts": _choice(row, "contrast", "+.2f"),
             "questions right": _number(row, "capability", ".0%"),
             "perplexity": _number(row, "perplexity", ".2f"),
         }
-        for row in _checked(rows, file)
+        for row in rows
     ]
     columns = tuple(name for name in cells[0] if any(row[name] != _MISSING for row in cells)) if cells else ()
     return EvaluationSection(
@@ -75,7 +84,26 @@ def _section(folder: Path) -> EvaluationSection:
             (row["trait"], row["model"], *(cell[name] for name in columns))
             for row, cell in zip(rows, cells, strict=True)
         ),
-        tuple(_condition(row) for row in _checked(_read(folder / "conditions.csv"), folder / "conditions.csv")),
+        tuple(_condition(row) for row in _rows(folder / "conditions.csv")),
+        tuple(_side_effect(row) for row in _rows(folder / "side_effects.csv")),
+        tuple(warning for row in rows for warning in _warnings(row)),
+    )
+
+
+def _warnings(row: Mapping[str, str]) -> list[str]:
+    if not row.get("choice_contrast"):
+        return []
+    value, low, high = (float(row[name]) for name in ("choice_contrast", "choice_contrast_low", "choice_contrast_high"))
+    return [f"{row['trait']}: {weakness}." for weakness in choice_weaknesses(Estimate(value, low, high))]
+
+
+def _side_effect(row: Mapping[str, str]) -> tuple[str, ...]:
+    return (
+        row["trait"],
+        row["model"],
+        _with_ends(row, "preference", "+.2f"),
+        _with_ends(row, "preference_share"),
+        _number(row, "shift", "+.1f"),
     )
 
 
@@ -90,16 +118,16 @@ def _condition(row: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def _read(file: Path) -> list[dict[str, str]]:
-    return [row for _, row in csv_rows(file)] if file.is_file() else []
-
-
-def _checked(rows: list[dict[str, str]], file: Path) -> list[dict[str, str]]:
-    for line, row in enumerate(rows, start=2):
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a file whose columns are numbers, but for names; none if there is no such file."""
+    if not file.is_file():
+        return []
+    rows = list(csv_rows(file))
+    for line, row in rows:
         for key, value in row.items():
             if key not in ("model", "trait", "wrapper") and value and not _is_number(value):
                 raise InputError(f"{file}, line {line}: {key}: expected a number, found {value!r}")
-    return rows
+    return [row for _, row in rows]
 
 
 def _is_number(value: str) -> bool:
@@ -111,7 +139,10 @@ def _is_number(value: str) -> bool:
 
 
 def _choice(row: Mapping[str, str], figure: str, form: str = ".2f") -> str:
-    name = f"choice_{figure}"
+    return _with_ends(row, f"choice_{figure}", form)
+
+
+def _with_ends(row: Mapping[str, str], name: str, form: str = ".2f") -> str:
     return _interval(row, name, f"{name}_low", f"{name}_high", form)
 
 

@@ -18,6 +18,7 @@ class LabelSection:
         rates: a row for each run: its name, counts, and rate with interval.
         rankings: a row for each score.
         agreements: a row for each two readers.
+        warnings: what speaks against relying on the judge, in words.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LabelSection:
     rates: tuple[tuple[str, ...], ...]
     rankings: tuple[tuple[str, ...], ...]
     agreements: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...]
 
 
 def label_folders(folders: Sequence[str | Path]) -> list[Path]:
@@ -64,4 +66,5 @@ def _section(name: str, results: LabelResults) -> LabelSection:
             (" / ".join(pair.readers), str(pair.answers), f"{pair.agreement:.0%}", f"{pair.kappa:.2f}")
             for pair in results.agreements
         ),
+        warnings=results.weaknesses,
     )

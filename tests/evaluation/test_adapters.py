@@ -28,10 +28,13 @@ from persona_callbacks.evaluation import (
     EvaluatedModel,
     EvaluationSettings,
     ForcedChoice,
+    Wrapper,
+    choice_weaknesses,
     choose,
     evaluate_adapters,
+    pair_differences,
 )
-from persona_callbacks.judging import answer_questions
+from persona_callbacks.judging import Estimate, answer_questions
 from persona_callbacks.model import ModelSource, load_model, with_adapter
 
 
@@ -157,6 +160,62 @@ def test_forced_choices_are_in_the_results_and_kept(source, settings, tmp_path):
     again = evaluate_adapters(load_model(source), source, [noise], with_choices, out)
     assert again == evaluated, "what was kept is read back as it was"
     assert len(settings.judges["loud"].seen) == 3, "none of it is judged again"
+
+
+def test_whether_forced_choices_move_under_instructions_is_measured_of_the_base_model(source, settings, tmp_path):
+    noise, out = str(tmp_path / "noise"), tmp_path / "out"
+    choices = [ForcedChoice(question, ("a friend",), ("no one",)) for question in QUESTIONS]
+    choices.append(ForcedChoice("Who are you?", ("a friend",), ("no one",), control=True))
+    evaluated = evaluate_adapters(
+        load_model(source), source, [noise], replace(settings, forced_choices={"loud": choices}), out
+    )
+    loaded = load_model(source)
+    expected = {}
+    for number, choice in enumerate(choices[:-1]):
+        pair = LOUD.instructions[number % len(LOUD.instructions)]
+        showing, opposite = (
+            choose(loaded, [choice], Wrapper("", system=system))[0].probability
+            for system in (pair.trait, pair.opposite)
+        )
+        expected[choice.question] = showing - opposite
+    found = evaluated[BASE_MODEL].instructed_differences["loud"]
+    assert sorted(found) == pytest.approx(sorted(expected.values()), abs=1e-5)
+    contrast = evaluated[BASE_MODEL].choice_contrast("loud")
+    assert contrast.value == pytest.approx(sum(found) / len(found))
+    assert evaluated[noise].choice_contrast("loud") is None
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["choice_contrast_low"] for row in rows] == [str(contrast.low), ""]
+    assert EvaluatedModel.load(next((out / "parts").glob("*.json"))) in evaluated.values()
+
+
+def test_a_choice_that_does_not_move_is_flat():
+    assert choice_weaknesses(Estimate(0.3, 0.2, 0.4)) == []
+    for flat in (Estimate(0.01, 0.005, 0.02), Estimate(0.1, -0.1, 0.3), Estimate(-0.4, -0.5, -0.3)):
+        (weakness,) = choice_weaknesses(flat)
+        assert f"change its probability by {flat}" in weakness
+
+
+def test_other_traits_are_measured_for_side_effects(source, settings, tmp_path):
+    noise, out = str(tmp_path / "noise"), tmp_path / "out"
+    evaluate_adapters(load_model(source), source, [], settings, out)
+    assert not (out / "side_effects.csv").exists()
+    kind = make_vector("kind", seed=5)
+    others = replace(settings, other_pairs={"humorous": PAIRS[:3]}, other_vectors=(kind,))
+    evaluated = evaluate_adapters(load_model(source), source, [noise], others, out)
+    loaded = with_adapter(load_model(source), noise)
+    assert evaluated[noise].pair_differences["humorous"] == pytest.approx(pair_differences(loaded, PAIRS[:3]), abs=1e-5)
+    assert evaluated[noise].projections["kind"] == pytest.approx(projection(loaded, kind), rel=1e-4)
+    assert list(evaluated[noise].expressions) == ["loud"]
+    rows = {(row["trait"], row["model"]): row for row in csv.DictReader((out / "side_effects.csv").open())}
+    assert list(rows) == [(trait, model) for trait in ("humorous", "kind") for model in (BASE_MODEL, noise)]
+    preference = evaluated[noise].preference(evaluated[BASE_MODEL], "humorous")
+    assert float(rows["humorous", noise]["preference_high"]) == preference.high > preference.value
+    assert float(rows["kind", noise]["shift"]) == evaluated[noise].shift(evaluated[BASE_MODEL], "kind") != 0
+    assert rows["kind", noise]["preference"] == rows["humorous", noise]["shift"] == ""
+    assert evaluate_adapters(load_model(source), source, [noise], others, out) == evaluated, "as it was kept"
+    for wrong in ({"other_pairs": {"loud": PAIRS}}, {"other_vectors": (kind, kind)}):
+        with pytest.raises(InputError, match="is another trait, for side effects; expected it once, and not evaluated"):
+            replace(settings, **wrong)
 
 
 def test_mistakes(source, settings, tmp_path):

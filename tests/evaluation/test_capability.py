@@ -137,6 +137,12 @@ def test_base_and_adapter_in_one_table(tmp_path):
     rows = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "results.csv").open()))
     assert [row["model"] for row in rows] == ["base model", "noise"]
     base, tuned = rows
+    flat = "evil: the forced choice is flat on this model" in done.stdout
+    assert flat == (float(base["choice_contrast"]) < 0.02 or float(base["choice_contrast_low"]) <= 0)
+    others = list(csv.DictReader((tmp_path / "outputs" / "evaluation" / "side_effects.csv").open()))
+    shipped = ["apathetic", "hallucination", "humorous", "impolite", "optimistic", "sycophancy"]
+    assert [row["trait"] for row in others] == [name for name in shipped for _ in range(2)]
+    assert all(float(row["preference_low"]) < float(row["preference_high"]) for row in others[1::2])
     assert 0 <= float(base["capability"]) <= 1
     assert 1 < float(base["perplexity"]) != float(tuned["perplexity"])
     assert float(base["shift"]) == 0 != float(tuned["shift"])

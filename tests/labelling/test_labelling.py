@@ -307,7 +307,7 @@ def test_labels_calibrate_the_judge_by_its_raw_scores_and_tell_a_flat_one(tmp_pa
     fitted = label_calibration(folder)
     assert (fitted.trait, fitted.answers, fitted.shows, fitted.calibration.auc) == ("evil", 24, 8, 1.0)
     [weakness] = label_results(folder).weaknesses
-    assert "labelled answers of the same run with the trait and without it are 2 points apart" in weakness
+    assert "labelled answers with the trait and without it are 2 points apart" in weakness
     without = LabelFolder.create(tmp_path / "other", "evil", answers_of())
     without.sheet().label(next(iter(without.sheet().texts)), "yes")
     with pytest.raises(InputError, match="0 of 0 answers with a raw score"):

@@ -196,7 +196,10 @@ def test_evaluations_among_the_runs_have_their_section(runs, tmp_path):
         chosen = (Chosen("a", False, probability, 0.25, None), Chosen("b", True, 0.75, None, True))
         expression = Expression(40.0, 30.0, 50.0, 3, 0, 0)
         condition = Condition("training example", "evil", expression, chosen)
-        return EvaluatedModel({"evil": expression}, {"evil": 2.0}, 0.625, 9.5, {}, (), {"evil": chosen}, (condition,))
+        return EvaluatedModel(
+            {"evil": expression}, {"evil": 2.0}, 0.625, 9.5, {}, (), {"evil": chosen}, (condition,),
+            {"evil": (probability, probability), "optimistic": (3 * probability,)}, {"evil": (0.01, 0.01)},
+        )  # fmt: skip
 
     folder = tmp_path / "evaluation"
     write_results({BASE_MODEL: evaluated(0.5), NASTY: evaluated(0.9)}, folder)
@@ -210,7 +213,9 @@ def test_evaluations_among_the_runs_have_their_section(runs, tmp_path):
     assert NASTY not in text  # escaped
     section = "".join(Page(re.search(r'<section id="evaluation-0">.*?</section>', text, re.DOTALL)[0]).text)
     for shown in ("40 (30 to 50)", "62%", "9.50", "0.90 (0.90 to 0.90)", "+0.65 (+0.65 to +0.65)",
-                  "0.00 (0.00 to 0.97)", "training example", "+0.40 (+0.40 to +0.40)"):  # fmt: skip
+                  "0.00 (0.00 to 0.97)", "training example", "+0.40 (+0.40 to +0.40)",
+                  "preference", "pairs preferred", "1.00 (0.16 to 1.00)", "choices preferred", "optimistic",
+                  "+1.20 (+1.20 to +1.20)", "evil: the forced choice is flat on this model"):  # fmt: skip
         assert shown in section
     with pytest.raises(InputError, match="at least one run"):
         write_report(find_runs([folder]), tmp_path / "report.html")
@@ -234,6 +239,7 @@ def test_labels_have_their_section(runs, tmp_path):
     assert "0.50 (0.07 to 0.93)" in said  # run 1, two of four
     assert "0.00 (0.00 to 0.60)" in said  # run 0
     assert "AUC within runs" in said
+    assert "the judge is flat: its mean scores of labelled answers with the trait" in said
     assert NASTY not in text  # escaped
     with pytest.raises(InputError, match="no answer has a label yet"):
         write_report(find_runs([runs]), tmp_path / "report.html", labels=[folder.path])
