@@ -1,5 +1,6 @@
 """What the report shows of the results of `persona-evaluate`."""
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
