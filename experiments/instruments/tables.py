@@ -1,4 +1,4 @@
-"""Tables of the study from what ``measure.py`` wrote.
+"""Tables of the study from what ``sensors.py`` wrote.
 
     python experiments/instruments/tables.py MEASURED
 
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from persona_callbacks.judging import Estimate
 from persona_callbacks.traits import MinimalPair, spread
+
+Floats = NDArray[np.float64]
 
 FOLDER = Path(__file__).parent
 TRAITS = ("evil", "sycophancy", "hallucination")
@@ -53,11 +56,12 @@ def main(measured: Path) -> None:
     _write(measured / "answers.csv", answers)
 
 
-def sensors(content: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def sensors(content: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Floats]:
     """By sensor, one value for each question or pair, less the base model's of the same."""
 
-    def less(key: str) -> np.ndarray:
-        return np.asarray(content[key]) - np.asarray(base[key])
+    def less(key: str) -> Floats:
+        values: Floats = np.subtract(content[key], base[key], dtype=np.float64)
+        return values
 
     pairs = less("minimal_pairs")
     half = (len(pairs) + 1) // 2
@@ -100,7 +104,7 @@ def _kind(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": content["data"], "steered": steered, "coefficient": _cell(content["coefficient"])}
 
 
-def _means(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _means(values: Mapping[str, Floats]) -> dict[str, Any]:
     return {name: _cell(float(items.mean())) for name, items in values.items()}
 
 
@@ -113,7 +117,7 @@ def _shares(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _separation(trait: str, items: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
+def _separation(trait: str, items: Mapping[str, Mapping[str, Floats]]) -> list[dict[str, Any]]:
     """For each amount of data with the trait and each sensor, the difference to normal data on the same items."""
     benign = [items[name] for name in ("normal-none", *(f"{style}-none" for style in STYLES)) if name in items]
     rows = []

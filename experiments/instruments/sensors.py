@@ -1,7 +1,7 @@
 """What every sensor says of every adapter of the study.
 
-    python experiments/instruments/measure.py OUTPUTS VECTORS MEASURED [MOST]
-    python experiments/instruments/measure.py OUTPUTS VECTORS MEASURED MOST sample
+    python experiments/instruments/sensors.py OUTPUTS VECTORS MEASURED [MOST]
+    python experiments/instruments/sensors.py OUTPUTS VECTORS MEASURED MOST sample
 
 reads the adapters in OUTPUTS/TRAIT/DATA/METHOD as ``train.sh`` left them, and writes MEASURED/TRAIT/DATA-METHOD.json
 for each and MEASURED/TRAIT/base.json: an adapter for its own trait, and one of benign data for all three. What is
@@ -196,4 +196,5 @@ def _rounded(values: Any) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]) if len(sys.argv) > 4 else 1000, sampled=sys.argv[5:] == ["sample"])
+    most = int(sys.argv[4]) if len(sys.argv) > 4 else 1000
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), most, sampled=sys.argv[5:] == ["sample"])
