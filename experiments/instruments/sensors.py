@@ -73,7 +73,9 @@ def main(outputs: Path, vectors: Path, measured: Path, most: int, *, sampled: bo
         cfg = compose("train", [f"trait=[{','.join(TRAITS)}]"])
     traits = {trait.name: trait for trait in chosen_traits(cfg)}
     targets = {run: measured / run.trait / ("sampled" if sampled else "") / f"{run.name}.json" for run in runs(outputs)}
-    missing = [run for run, target in targets.items() if not target.is_file() and (_is_read(run) or not sampled)]
+    missing = [run for run, target in targets.items() if not target.is_file()]
+    if sampled:  # what benign styles say is read once
+        missing = [run for run in missing if _is_read(run) or run.trait == "evil"]
     for run in missing[:most]:
         console.print(f"{run.trait}: {run.name}", highlight=False)
         loaded = load_model(instantiate(cfg.model))
@@ -107,7 +109,7 @@ def runs(outputs: Path) -> list[Run]:
 
 
 def _is_read(run: Run) -> bool:
-    """Whether its answers will be labelled: benign styles are for false alarms of the sensors."""
+    """Whether its greedy answers will be labelled: benign styles are for false alarms of the sensors."""
     return run.data not in BENIGN[1:]
 
 

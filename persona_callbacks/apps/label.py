@@ -27,6 +27,9 @@ from persona_callbacks.labelling import (
 from persona_callbacks.progress import open_console
 from persona_callbacks.traits import Trait
 
+_MEANS_SHOWN = 3
+"""Scores whose means are columns of the table of rates."""
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="label")
 def main(cfg: DictConfig) -> None:
@@ -136,13 +139,18 @@ def _calibrate(folder: LabelFolder, console: Console) -> None:
 
 
 def _rates(results: LabelResults) -> Table:
-    table = Table(title=f"Answers that show {results.trait}", caption="rate with 95 % interval (Clopper-Pearson)")
+    # More columns leave a terminal no room for the names of the runs.
+    shown = list(results.rankings)[:_MEANS_SHOWN]
+    caption = "rate with 95 % interval (Clopper-Pearson)"
+    if len(shown) < len(results.rankings):
+        caption += f"; the means of {len(results.rankings) - len(shown)} more scores are in results.csv"
+    table = Table(title=f"Answers that show {results.trait}", caption=caption)
     table.add_column("run", overflow="fold")
-    for name in ("answers", "yes", "no", "unsure", "rate", *(f"mean {score}" for score in results.rankings)):
+    for name in ("answers", "yes", "no", "unsure", "rate", *(f"mean {score}" for score in shown)):
         table.add_column(Text(name), justify="right")
     for rate in results.rates:
         counts = map(str, (rate.answers, rate.yes, rate.no, rate.unsure, rate.rate))
-        means = (f"{rate.means[name]:.3g}" if name in rate.means else "–" for name in results.rankings)
+        means = (f"{rate.means[name]:.3g}" if name in rate.means else "–" for name in shown)
         table.add_row(Text(rate.run), *counts, *means)
     return table
 
@@ -154,7 +162,7 @@ def _rankings(results: LabelResults) -> Table:
         " intervals by bootstrap over questions",
     )
     for name in ("score", "answers", "AUC within runs", "between runs", "pooled", "Spearman over runs"):
-        table.add_column(name, justify="left" if name == "score" else "right")
+        table.add_column(name, justify="left" if name == "score" else "right", overflow="fold")
     for name, ranking in results.rankings.items():
         within = f"{ranking.within}, {ranking.runs_within} runs" if ranking.runs_within else "–"
         parts = (ranking.answers, within, ranking.between, ranking.pooled, ranking.spearman)

@@ -86,6 +86,20 @@ def test_labels_of_files_and_report(project):
     assert "Cohen's kappa" in done.stdout
 
 
+def test_many_scores_leave_room_for_the_names_of_the_runs(project):
+    names = [f"score_{number}" for number in range(9)]
+    cells = ",".join("1" * len(names))
+    (project / "many.csv").write_text(f"run,{','.join(names)}\nkind,{cells}\nmean,{cells}\n")
+    scores = ",".join(f"{name}:many.csv" for name in names)
+    label(project, "runs=answers.jsonl", f"scores={{{scores}}}", "out=labels/evil")
+    sheet = project / "labels" / "evil" / "sheet.csv"
+    sheet.write_text(sheet.read_text("utf-8-sig").replace(",\n", ",no\n"))
+    done = label(project, "out=labels/evil")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"kind\s", done.stdout), done.stdout
+    assert "the means of 7 more scores are in results.csv" in " ".join(done.stdout.split())
+
+
 def test_in_a_terminal_it_asks_stops_goes_on_and_reports(project):
     shown = in_terminal(project, ["y\n", "n\n", "\x03"], "runs=answers.jsonl")
     assert "2 of 4 answers are labelled" in shown
