@@ -28,11 +28,12 @@ def check_pairs(callback: str, traits: Sequence[str], pairs: Pairs) -> None:
     """Check a choice of pairs against the traits that are watched.
 
     Raises:
-        InputError: a negative number, pairs of a trait that is not watched, or pairs that may be of several traits.
+        InputError: a number that is negative or not whole, pairs of a trait that is not watched, or pairs that may be
+            of several traits.
     """
-    if isinstance(pairs, int):
-        if pairs < 0:
-            raise InputError(f"{callback}: pairs is {pairs}; expected 0 or more pairs of each trait")
+    if isinstance(pairs, (int, float)):
+        if not isinstance(pairs, int) or pairs < 0:
+            raise InputError(f"{callback}: pairs is {pairs}; expected 0 or more pairs of each trait, a whole number")
     elif isinstance(pairs, Mapping):
         unknown = sorted(set(pairs) - set(traits))
         if unknown:

@@ -82,8 +82,9 @@ def test_which_pairs_are_read():
     assert PersonaMonitor([many], pairs=2).pairs == {"humorous": (PAIRS[0], PAIRS[2])}, "spread over all"
     assert PersonaMonitor([EVIL], pairs=PAIRS[4:]).pairs == {"evil": PAIRS[4:]}
     assert PersonaMonitor(vectors, pairs={"humorous": PAIRS}).pairs == {"humorous": PAIRS}
-    with pytest.raises(InputError, match="pairs is -1"):
-        PersonaMonitor(vectors, pairs=-1)
+    for number in (-1, 2.5, float("nan")):
+        with pytest.raises(InputError, match=f"pairs is {number}; expected 0 or more"):
+            PersonaMonitor(vectors, pairs=number)
     with pytest.raises(InputError, match="names the trait 'kind', which has no vector"):
         PersonaMonitor(vectors, pairs={"kind": PAIRS})
     with pytest.raises(InputError, match="pairs is a list, and the traits are evil, sycophancy"):
