@@ -205,7 +205,7 @@ def test_finished_run_is_set_aside_by_the_next(finished, environment):
         (["extraction.judge_pairs=0"], "error: evaluation=contrastive: its judge is calibrated by extraction"),
         (["evaluation=llm"], "the environment variable OPENAI_API_KEY is not set"),
         (["evaluation=llm", "evaluation.judge.endpoint.base_url=nowhere"], "endpoint.base_url: expected an address"),
-        (["evaluation.callback.every_n_steps=0"], "TraitEvaluation: every_n_steps must be at least 1, a whole number, found 0"),
+        (["evaluation.callback.every_n_steps=0"], "TraitEvaluation: every_n_steps must be at least 1, a whole number"),
         (["lora.rank=4"], "unexpected keyword argument 'rank'"),
         (["trait=envy"], "Could not find 'trait/envy'"),
         (["steering=constnt"], "Available options in 'steering':"),
