@@ -26,6 +26,12 @@ class NoSecrets(HydraCallback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check what the runs of a sweep share, and the values that it goes through."""
         _refuse(config)
+        for key, text in _overrides(config):
+            if "oc.env:" in text:
+                sys.exit(
+                    f"error: {key}: expected no environment variable in an override of a sweep, since its value would"
+                    " name the folder of a run; refer to it in a file of a configuration group"
+                )
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the configuration of one run of a sweep, which Hydra has written by now."""
@@ -39,11 +45,17 @@ class NoSecrets(HydraCallback):
 
 
 def _refuse(config: DictConfig) -> None:
-    overrides = (override.lstrip("+~").partition("=") for override in config.hydra.overrides.task)
-    given = ((key, text.strip("'\" ")) for key, _, text in overrides)  # of a sweep, all values of a key
-    for key, text in (*given, *_leaves(OmegaConf.to_container(config, resolve=False))):
+    for key, text in (*_overrides(config), *_leaves(OmegaConf.to_container(config, resolve=False))):
         if (problem := _problem(key, text)) is not None:
             sys.exit(f"error: {key}: {problem}")
+
+
+def _overrides(config: DictConfig) -> list[tuple[str, str]]:
+    """The keys that the command line gives, each with its value; of a sweep, with all its values."""
+    # Not by iterating, which would put in the values of environment variables.
+    written = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    parts = (str(override).lstrip("+~").partition("=") for override in written or ())
+    return [(key, text.strip("'\" ")) for key, _, text in parts]
 
 
 def _problem(key: str, text: str) -> str | None:

@@ -24,6 +24,7 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from transformers.utils import logging as transformers_logging
 
 from persona_callbacks.apps.sweeping import JobError, is_job_of_sweep
@@ -186,11 +187,13 @@ def chosen_device(accelerator: str) -> torch.device:
 def whole_configuration(cfg: DictConfig) -> dict[str, Any]:
     """The whole configuration, without what is filled in for each fine-tuning.
 
-    A number and a hash stand for the minimal pairs of each trait, which are too long for a tracker.
+    A number and a hash stand for the minimal pairs of each trait, which are too long for a tracker. An environment
+    variable, which may hold a password, is named.
     """
     unresolved = ("logger", "run")  # loggers refer to what is filled in
     kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unresolved])
-    content = OmegaConf.to_container(kept, resolve=True)
+    with _environment_by_name():
+        content = OmegaConf.to_container(kept, resolve=True)
     assert isinstance(content, dict)
     if "logger" in cfg:
         content["logger"] = OmegaConf.to_container(cfg.logger)
@@ -199,3 +202,13 @@ def whole_configuration(cfg: DictConfig) -> dict[str, Any]:
             digest = hashlib.sha256(json.dumps(trait["pairs"], sort_keys=True).encode()).hexdigest()
             trait["pairs"] = f"{len(trait['pairs'])} minimal pairs, SHA-256 {digest}"
     return {str(key): value for key, value in content.items()}
+
+
+@contextmanager
+def _environment_by_name() -> Iterator[None]:
+    """Have ``${oc.env:NAME}`` give its own text, also where another value refers to it."""
+    OmegaConf.register_new_resolver("oc.env", lambda name, default=None: f"${{oc.env:{name}}}", replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)

@@ -89,10 +89,11 @@ def answer(body):
 def test_keys_of_the_environment_are_in_no_file_of_any_command(place):
     with server(answer) as (url, seen), server(401) as (closed, refused):
         judged = f"{BASE_URL}={url}"
+        referring = ("+mine.password=${oc.env:MY_KEY}", "+mine.again='as ${mine.password}'")
         runs = {
             "extract": COMMANDS["extract"],
-            "train": (*TRAIN, "logger=wandb", judged),
-            "screen": [one.replace("logger=csv", "logger=wandb") for one in COMMANDS["screen"]],
+            "train": (*TRAIN, "logger=wandb", judged, *referring),
+            "screen": (*(one.replace("logger=csv", "logger=wandb") for one in COMMANDS["screen"]), *referring),
             "evaluate": (*COMMANDS["evaluate"], *LLM, f"{BASE_URL}={closed}", "forced_choice=false"),
             "generate": (*MODEL, *VECTOR, "accelerator=cpu", "prompt=Why?", "steer={evil:1}",
                          "sampling.max_new_tokens=4"),
@@ -118,7 +119,8 @@ REFUSED = [
     ("train", (*TRAIN, f"{BASE_URL}={ADDRESS}", f"{BASE_URL}=http://localhost:1/v1"), f"{BASE_URL}: expected"),
     ("train", ("-m", *TRAIN, f"{BASE_URL}={ADDRESS},http://localhost:1/v1"), f"{BASE_URL}: expected"),
     ("train", ("-m", *MODEL, *EXTRACTION, "logger=csv", "evaluation=mine,contrastive"), f"{BASE_URL}: expected"),
-    ("train", (*TRAIN, f"{BASE_URL}=${{oc.env:JUDGE}}"), r"endpoint.base_url: expected"),
+    ("train", ("-m", *TRAIN, "seed=0,1", "+mine.password=${oc.env:JUDGE}"), "no environment variable in an override"),
+    ("train", (*TRAIN, f"{BASE_URL}=${{oc.env:JUDGE}}"), r"^error: endpoint\.base_url: expected"),
     ("train", (*TRAIN, f"evaluation.judge.endpoint.api_key_variable=sk-{GIVEN}"), "expected the name of the"),
     ("train", (*TRAIN, f"+evaluation.judge.endpoint.api_key={GIVEN}"), "expected no password and no key"),
     ("train", (*TRAIN, f"+logger.wandb.settings.api_key={GIVEN}"), "expected no password and no key"),
