@@ -63,7 +63,7 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
     study, done = finished
     unsteered, steered = result(study, "unsteered"), result(study, "steered")
     assert [reading["step"] for reading in unsteered["readings"]] == [0, 2, 4, 6]
-    assert {reading["step"] for reading in steered["readings"]} > {0, 1, 2, 4, 6}, "adaptive steering asks for more"
+    assert {reading["step"] for reading in steered["readings"]} >= {0, 1, 2, 4, 6}, "adaptive steering asks for step 1"
     for run in (unsteered, steered):
         assert run["readings"][0]["shift"]["evil"] == pytest.approx(0, abs=1e-3)
         assert len(run["answers"]) == 2
