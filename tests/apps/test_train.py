@@ -63,7 +63,7 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
     study, done = finished
     unsteered, steered = result(study, "unsteered"), result(study, "steered")
     assert [reading["step"] for reading in unsteered["readings"]] == [0, 2, 4, 6]
-    assert {reading["step"] for reading in steered["readings"]} > {0, 1, 2, 4, 6}, "adaptive steering asks for more"
+    assert {reading["step"] for reading in steered["readings"]} >= {0, 1, 2, 4, 6}, "adaptive steering asks for step 1"
     for run in (unsteered, steered):
         assert run["readings"][0]["shift"]["evil"] == pytest.approx(0, abs=1e-3)
         assert len(run["answers"]) == 2
@@ -73,7 +73,7 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
     assert unsteered["evaluations"][0] == steered["evaluations"][0]
     judged = json.loads((study / "steered" / "judged.json").read_text(encoding="utf-8"))
     assert [row["step"] for row in judged] == [0] * 3 + [6] * 3
-    assert judged[0].keys() == {"step", "trait", "question", "answer", "score", "verdict"}
+    assert judged[0].keys() == {"step", "trait", "question", "answer", "score", "verdict", "raw"}
     assert unsteered["coefficients"] == {}
     assert set(steered["coefficients"]) == {"evil"}
     assert unsteered["readings"][-1]["shift"]["evil"] > steered["readings"][-1]["shift"]["evil"]
