@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 
+from persona_callbacks.apps.kinds import check_kinds
 from persona_callbacks.apps.start import chosen_device, chosen_traits, quiet_libraries
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
 from persona_callbacks.model import LoadedModel, ModelSource, dimensions, load_model
@@ -79,6 +80,7 @@ def open_app(cfg: DictConfig, console: Console | None = None) -> Opening:
         InputError: a trait, a vector file or a setting that cannot be used.
     """
     quiet_libraries()
+    check_kinds(cfg)
     accelerator = cfg.trainer.accelerator if "trainer" in cfg else cfg.accelerator
     return Opening(
         console or open_console(),

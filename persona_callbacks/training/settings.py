@@ -256,6 +256,8 @@ class StudySettings:
         self._check_pairs()
         if self.guard is not None:
             self.guard()
+        if not is_whole(self.lora.r, least=1):
+            raise InputError(f"lora.r: expected at least 1, a whole number, found {self.lora.r!r}")
         self._check_trainer()
 
     def _check_trainer(self) -> None:

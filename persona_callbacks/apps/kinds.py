@@ -1,0 +1,55 @@
+"""Settings of the wrong kind, such as text for a number, told by their key before any work."""
+
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from persona_callbacks.errors import InputError
+
+_ELSEWHERE = ("trainer", "logger", "lora")
+"""Groups whose keys are arguments of other libraries, which take several kinds and check them themselves."""
+
+
+def check_kinds(cfg: DictConfig) -> None:
+    """Compare each setting that was given on the command line with the kind of its default.
+
+    A number may not be replaced by text, a switch only by a switch, and a list not by a single value. A setting without
+    a default, and one whose default is text, may be anything.
+
+    Raises:
+        InputError: a setting of another kind.
+    """
+    if not HydraConfig.initialized() or not GlobalHydra.instance().is_initialized():
+        return  # composed by a test or a script
+    hydra = HydraConfig.get()
+    given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    groups = hydra.runtime.choices
+    values = [
+        override for override in given if override.type is OverrideType.CHANGE and override.key_or_group not in groups
+    ]
+    choices = [override.input_line or "" for override in given if override not in values]
+    defaults = compose(hydra.job.config_name, overrides=choices)
+    for key in (override.key_or_group for override in values):
+        if key.partition(".")[0] in _ELSEWHERE:
+            continue
+        expected = _expected(OmegaConf.select(defaults, key), OmegaConf.select(cfg, key))
+        if expected is not None:
+            raise InputError(f"{key}: expected {expected}, found {OmegaConf.select(cfg, key)!r}")
+
+
+def _expected(default: Any, value: Any) -> str | None:
+    """What was expected, if the value is of another kind than the default."""
+    if value is None or default is None:
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int | float):
+        return "a number" if isinstance(value, str | bool) else None
+    if isinstance(default, ListConfig):
+        return None if isinstance(value, ListConfig) else "a list, in square brackets"
+    return None
