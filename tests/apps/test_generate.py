@@ -125,7 +125,7 @@ def test_answers_conversations_and_steering(place):
     [
         (["steer={evil:1}"], "error: steer: 'evil' has no vector; choose it, trait=[evil]"),
         (["steer=1"], "error: steer: expected a coefficient by trait such as steer={evil:1}"),
-        (["vectors=[noise.safetensors]", "steer={noise:much}"], "error: steer: expected a number for 'noise'"),
+        (["vectors=[noise.safetensors]", "steer={noise:much}"], "error: steer: expected a finite number for 'noise'"),
         (["vectors=[noise.safetensors]", "steer={noise:1}", "layers=[40]"], "unknown layer 40"),
         (["tokens=some"], "error: tokens: unknown 'some'; expected one of response, all"),
         (["adapter=nowhere"], "nowhere: no adapter folder"),
