@@ -361,15 +361,18 @@ def test_adaptive_needs_a_monitor_and_data_to_screen(tokenizer, tmp_path):
     with pytest.raises(InputError, match="positions must be"):
         PreventativeSteering([make_vector()], 1.0, positions="prompt")
 
-    class Stream(torch.utils.data.IterableDataset):
+    class UsedUp(torch.utils.data.IterableDataset):
         def __iter__(self):
-            return iter(batches().dataset)
+            return self
+
+        def __next__(self):
+            raise AssertionError("a look at it would take from the training data")
 
     trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False,
                          callbacks=[*adaptive([make_vector()])])  # fmt: skip
-    with pytest.raises(MisconfigurationException, match="no data set with a length"):
-        trainer.fit(module, torch.utils.data.DataLoader(Stream(), batch_size=3))
+    with pytest.raises(MisconfigurationException, match="without using it up"):
+        trainer.fit(module, torch.utils.data.DataLoader(UsedUp(), batch_size=3))
     assert all_hooks(module) == hooks
 
 
