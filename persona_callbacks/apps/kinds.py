@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from persona_callbacks.errors import InputError
 
@@ -37,9 +38,17 @@ def check_kinds(cfg: DictConfig) -> None:
     for key in (override.key_or_group for override in values):
         if key.partition(".")[0] in _ELSEWHERE:
             continue
-        expected = _expected(OmegaConf.select(defaults, key), OmegaConf.select(cfg, key))
+        expected = _expected(_default(defaults, key), OmegaConf.select(cfg, key))
         if expected is not None:
             raise InputError(f"{key}: expected {expected}, found {OmegaConf.select(cfg, key)!r}")
+
+
+def _default(defaults: DictConfig, key: str) -> Any:
+    """The default; ``None`` if there is none, as where it follows from a setting that must be given."""
+    try:
+        return OmegaConf.select(defaults, key)
+    except OmegaConfBaseException:
+        return None
 
 
 def _expected(default: Any, value: Any) -> str | None:

@@ -29,7 +29,9 @@ def test_the_key_what_was_expected_and_what_was_given_are_named(command, overrid
     assert message in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("override", ["steering.callback.coefficient={evil:0.2}", "trainer.devices=auto", "name=7"])
+@pytest.mark.parametrize(
+    "override", ["steering.callback.coefficient={evil:0.2}", "trainer.devices=auto", "name=7", "model.id=tiny"]
+)
 def test_other_kinds_that_a_setting_takes_are_accepted(override, tiny, tmp_path):
     settings, environment = tiny
     given = [setting for setting in settings if setting.partition("=")[0] != override.partition("=")[0]]
