@@ -41,3 +41,13 @@ def is_whole(value: Any, least: float = -math.inf) -> bool:
         (True, False, False)
     """
     return isinstance(value, Integral) and is_number(value, least)
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Check a setting that must be a whole number, and not below a bound.
+
+    Raises:
+        InputError: it is another number, or none.
+    """
+    if not is_whole(value, least):
+        raise InputError(f"{name}: expected at least {least}, a whole number, found {value!r}")

@@ -29,18 +29,21 @@ def check_kinds(cfg: DictConfig) -> None:
         return  # composed by a test or a script
     hydra = HydraConfig.get()
     given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    groups = hydra.runtime.choices
-    values = [
-        override for override in given if override.type is OverrideType.CHANGE and override.key_or_group not in groups
-    ]
-    choices = [override.input_line or "" for override in given if override not in values]
+    choices, values = [], []
+    for override in given:
+        key = override.key_or_group
+        if override.type is not OverrideType.CHANGE or key in hydra.runtime.choices:
+            choices.append(override.input_line or "")
+        elif key.partition(".")[0] not in _ELSEWHERE:
+            values.append(key)
+    if not values:
+        return
     defaults = compose(hydra.job.config_name, overrides=choices)
-    for key in (override.key_or_group for override in values):
-        if key.partition(".")[0] in _ELSEWHERE:
-            continue
-        expected = _expected(_default(defaults, key), OmegaConf.select(cfg, key))
+    for key in values:
+        value = OmegaConf.select(cfg, key)
+        expected = _expected(_default(defaults, key), value)
         if expected is not None:
-            raise InputError(f"{key}: expected {expected}, found {OmegaConf.select(cfg, key)!r}")
+            raise InputError(f"{key}: expected {expected}, found {value!r}")
 
 
 def _default(defaults: DictConfig, key: str) -> Any:

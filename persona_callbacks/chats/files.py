@@ -112,7 +112,7 @@ class _JsonLines:
     def _row(self, number: int, position: int, line: bytes) -> Row:
         source = f"{self.path}, line {number}"
         try:
-            content = content_of_line(line)
+            content = _content_of_line(line)
         except UnusableError as error:
             return Row(number, position, None, str(error))
         return _checked(number, position, content, source)
@@ -231,7 +231,7 @@ def read_chats(path: str | Path) -> list[Chat]:
     return chats
 
 
-def content_of_line(line: bytes) -> Any:
+def _content_of_line(line: bytes) -> Any:
     """Return the content of a line of JSONL.
 
     Raises:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from persona_callbacks.chats.files import content_of_line
 from persona_callbacks.chats.rows import UnusableError, messages_in, prompted
 from persona_callbacks.errors import InputError
+from persona_callbacks.files import json_lines
 from persona_callbacks.traits import REGISTERS, MinimalPair
 
 
@@ -30,14 +30,11 @@ def read_pairs(path: str | Path) -> list[MinimalPair]:
     if not path.is_file():
         raise InputError(f"{path}: no such file of pairs")
     pairs = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                pairs.append(_pair(content_of_line(line)))
-            except UnusableError as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
+    for number, row in json_lines(path):
+        try:
+            pairs.append(_pair(row))
+        except UnusableError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
     if not pairs:
         raise InputError(f"{path}: expected at least one pair, found none")
     return pairs

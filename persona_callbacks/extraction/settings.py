@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from rich.console import Console
 
-from persona_callbacks.errors import InputError, is_number, is_whole
+from persona_callbacks.errors import InputError, check_whole, is_number
 from persona_callbacks.extraction.layer_choice import LAYER_CHOICES, LayerChoice
 from persona_callbacks.extraction.learning import LearningSettings
 from persona_callbacks.model import LoadedModel, Sampling
@@ -79,8 +79,8 @@ class ExtractionSettings:
             ("batch_size", 1),
         ):
             value = getattr(self, name)
-            if not is_whole(value, least) and not (name == "questions" and value is None):
-                raise InputError(f"extraction.{name}: expected at least {least}, a whole number, found {value!r}")
+            if not (name == "questions" and value is None):
+                check_whole(f"extraction.{name}", value, least)
         if not is_number(self.sweep_coefficient):
             raise InputError(
                 f"extraction.sweep_coefficient: expected a finite number, found {self.sweep_coefficient!r}"

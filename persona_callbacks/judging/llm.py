@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from persona_callbacks.errors import InputError, is_whole
+from persona_callbacks.errors import InputError, check_whole
 from persona_callbacks.judging.judge import Answer, Score
 from persona_callbacks.model import Endpoint
 from persona_callbacks.traits import Trait
@@ -72,8 +72,7 @@ class LlmJudge:
             InputError: a cap or a concurrency below 1.
         """
         for name, value in (("max_requests", max_requests), ("concurrency", concurrency)):
-            if not is_whole(value, least=1):
-                raise InputError(f"judge.{name}: expected at least 1, a whole number, found {value!r}")
+            check_whole(f"judge.{name}", value, 1)
         asked = f"{endpoint.base_url} {endpoint.model} {trait.rubric} {_READING}"
         self.name = f"llm-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
         self.requests = 0

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-from persona_callbacks.errors import InputError, is_number, is_whole
+from persona_callbacks.errors import InputError, check_whole, is_number
 
 if TYPE_CHECKING:
     import openai
@@ -58,10 +58,7 @@ class Endpoint:
         if address.hostname == _OPENAI and not os.environ.get(self.api_key_variable):
             raise InputError(f"endpoint.api_key_variable: the environment variable {self.api_key_variable} is not set")
         for name, least in (("retries", 0), ("max_tokens", 1)):
-            if not is_whole(getattr(self, name), least):
-                raise InputError(
-                    f"endpoint.{name}: expected at least {least}, a whole number, found {getattr(self, name)!r}"
-                )
+            check_whole(f"endpoint.{name}", getattr(self, name), least)
         for name, lowest in (("timeout", 0.001), ("temperature", 0.0)):
             if not is_number(getattr(self, name), lowest):
                 raise InputError(

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from persona_callbacks.chats import EncodedChat, Message, encode_prompt, pad_token
-from persona_callbacks.errors import InputError, is_number, is_whole
+from persona_callbacks.errors import InputError, check_whole, is_number
 from persona_callbacks.model import residual
 from persona_callbacks.model.architecture import device_of
 from persona_callbacks.model.loading import LoadedModel
@@ -45,10 +45,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """Check the values."""
         for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("seed", 0)):
-            if not is_whole(getattr(self, name), least):
-                raise InputError(
-                    f"sampling.{name}: expected at least {least}, a whole number, found {getattr(self, name)!r}"
-                )
+            check_whole(f"sampling.{name}", getattr(self, name), least)
         if not is_number(self.temperature, least=0):
             raise InputError(f"sampling.temperature: expected a finite number of 0 or more, found {self.temperature!r}")
 

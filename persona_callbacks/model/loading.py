@@ -61,7 +61,6 @@ class LoadedModel:
         tokenizer: the model's tokenizer, with a chat template.
         id: the name to record in what is made with the model.
         location: the folder or hub name that the model was loaded from.
-        is_converted: whether that folder is in the cache, converted from a GGUF file.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -77,7 +76,11 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     id: str = ""
     location: str = ""
-    is_converted: bool = False
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the model was converted from a GGUF file, into a folder of the cache."""
+        return Path(self.location).is_relative_to(cache_dir())
 
 
 def load_model(source: ModelSource, console: Console | None = None) -> LoadedModel:
@@ -102,8 +105,7 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
     except (OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
     decoder_blocks(model)  # an encoder that was saved as a causal model is refused here
-    is_converted = Path(location).is_relative_to(cache_dir())
-    return LoadedModel(model, tokenizer, source.id, str(location), is_converted)
+    return LoadedModel(model, tokenizer, source.id, str(location))
 
 
 def _location(source: ModelSource, console: Console) -> str | Path:

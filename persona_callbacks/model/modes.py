@@ -18,14 +18,8 @@ def probing(model: nn.Module) -> Iterator[None]:
     Gradients are off by ``no_grad`` and not by ``inference_mode``: some models keep tensors that a forward pass made
     (rotary tables that grow with the length), and an inference tensor among them would break the next training step.
     """
-    training = [module for module in model.modules() if module.training]
-    with torch.no_grad(), unsteered():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with torch.no_grad(), unsteered(), _evaluating(model):
+        yield
 
 
 @contextmanager
@@ -33,16 +27,25 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Run the model without dropout and with no weight that gets a gradient inside the block, so that gradients reach
     only what is added to it. Its modes and which weights require gradients are restored afterwards.
     """
-    training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with _evaluating(model):
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Run the model without dropout inside the block, and restore its modes afterwards."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
-    for parameter in trained:
-        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
         for module in training:
             module.training = True
 

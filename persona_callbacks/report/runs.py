@@ -121,8 +121,8 @@ def _merged(runs: Sequence[Run]) -> list[Run]:
         by_readings.setdefault(readings, []).append(run)
     merged = []
     for alike in by_readings.values():
-        by_kind = {_is_of_csv(run): run for run in alike}
-        if len(alike) == len(by_kind) == 2:
+        by_kind = {_is_of_csv(run): run for run in alike} if len(alike) == 2 else {}
+        if len(by_kind) == 2:
             of_csv, of_wandb = by_kind[True], by_kind[False]
             finished = of_wandb.finished if of_csv.finished is None else of_csv.finished
             config = {**of_wandb.config, **of_csv.config}

@@ -16,7 +16,7 @@ from peft import LoraConfig
 
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, TraitEvaluation
 from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
-from persona_callbacks.errors import InputError, is_number, is_whole
+from persona_callbacks.errors import InputError, check_whole, is_number
 from persona_callbacks.extraction import ExtractionSettings
 from persona_callbacks.files import file_fingerprint, plain_settings
 from persona_callbacks.judging import Judge
@@ -256,8 +256,7 @@ class StudySettings:
         self._check_pairs()
         if self.guard is not None:
             self.guard()
-        if not is_whole(self.lora.r, least=1):
-            raise InputError(f"lora.r: expected at least 1, a whole number, found {self.lora.r!r}")
+        check_whole("lora.r", self.lora.r, 1)
         self._check_trainer()
 
     def _check_trainer(self) -> None:
@@ -295,8 +294,7 @@ class StudySettings:
         leasts = {"warmup_steps": 0, "batch_size": 1, "max_length": 1, "checkpoint_every_n_steps": 1,
                   "sample_answers": 0, "max_answer_tokens": 1, "seed": 0}  # fmt: skip
         for name, least in leasts.items():
-            if not is_whole(getattr(self, name), least):
-                raise InputError(f"{name}: expected at least {least}, a whole number, found {getattr(self, name)!r}")
+            check_whole(name, getattr(self, name), least)
         if not is_number(self.learning_rate, least=0):
             raise InputError(f"learning_rate: expected a finite number of 0 or more, found {self.learning_rate!r}")
 
