@@ -93,14 +93,7 @@ def response_divergences(
 def _distributions(loaded: LoadedModel, batch: Sequence[EncodedChat]) -> list[Tensor]:
     """For each chat, log-probabilities ``[response tokens, vocabulary]`` float32."""
     device = device_of(loaded.model)
-    tokens = pad(batch, pad_token(loaded.tokenizer))
-    first = min(chat.prompt_length for chat in batch) - 1
-    logits = loaded.model(
-        input_ids=tokens["input_ids"].to(device),
-        attention_mask=tokens["attention_mask"].to(device),
-        use_cache=False,
-        logits_to_keep=tokens["input_ids"].shape[1] - first,
-    ).logits
+    _, first, logits = _logits(loaded.model, batch, pad_token(loaded.tokenizer), None, device)
     rows = [[at - 1 - first for at, marked in enumerate(chat.response_mask) if marked] for chat in batch]
     return [scores[row].float().log_softmax(dim=-1) for scores, row in zip(logits, rows, strict=True)]
 
@@ -112,23 +105,34 @@ def _means(
     prefix: residual.SharedPrefix | None,
     device: torch.device,
 ) -> Tensor:
-    tokens = pad(batch, pad_token_id)
-    ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+    ids, first, logits = _logits(model, batch, pad_token_id, prefix, device)
     marked = torch.zeros(ids.shape, dtype=torch.bool)
     for row, chat in enumerate(batch):
         marked[row, : len(chat.response_mask)] = torch.tensor(chat.response_mask)
-    # The head, which is as wide as the vocabulary, runs only from the token before the earliest response on.
-    first = min(chat.prompt_length for chat in batch) - 1
-    keep = ids.shape[1] - first
-    if prefix is None:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
-    else:
-        cache = prefix.repeated(len(batch))
-        ids_after = ids[:, prefix.length :]
-        logits = model(input_ids=ids_after, attention_mask=mask, past_key_values=cache, logits_to_keep=keep).logits
     chosen = marked[:, first + 1 :].to(device)
     losses = torch.zeros(chosen.shape, device=device)
     losses[chosen] = nn.functional.cross_entropy(
         logits[:, :-1][chosen].float(), ids[:, first + 1 :][chosen], reduction="none"
     )
     return -losses.sum(dim=1) / chosen.sum(dim=1)
+
+
+def _logits(
+    model: nn.Module,
+    batch: Sequence[EncodedChat],
+    pad_token_id: int,
+    prefix: residual.SharedPrefix | None,
+    device: torch.device,
+) -> tuple[Tensor, int, Tensor]:
+    """The padded ids ``[chats, length]``, the first position with logits, and the logits from there on."""
+    tokens = pad(batch, pad_token_id)
+    ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+    # The head, which is as wide as the vocabulary, runs only from the token before the earliest response on.
+    first = min(chat.prompt_length for chat in batch) - 1
+    keep = ids.shape[1] - first
+    if prefix is None:
+        return ids, first, model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+    cache = prefix.repeated(len(batch))
+    ids_after = ids[:, prefix.length :]
+    logits = model(input_ids=ids_after, attention_mask=mask, past_key_values=cache, logits_to_keep=keep).logits
+    return ids, first, logits

@@ -7,17 +7,14 @@ writes fitted, how the command ended on the full disk and what it said last, and
 undisturbed one.
 """
 
-import argparse
-import csv
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults.harness import COMMANDS, end_of, finish, left_over, make_folder, output, start, write_inputs
+from faults.harness import end_of, finish, left_over, make_attempts, make_folder, output, start
 
 COLUMNS = ("command", "attempt", "kilobytes", "fitted", "code", "last line", "scratch left", "code with space", "equal")
 
@@ -59,27 +56,11 @@ def attempt(command: str, number: int, share: float, inputs: Path, scratch: Path
 
 def main() -> None:
     """Make the attempts that the table does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--attempts", type=int, default=8, help="for each command")
-    parser.add_argument("--commands", nargs="+", default=[*COMMANDS], choices=[*COMMANDS])
-    chosen = parser.parse_args()
-    rows = []
-    if chosen.out.is_file():
-        with chosen.out.open(encoding="utf-8", newline="") as table:
-            rows = list(csv.DictReader(table))
-    done = {(row["command"], int(row["attempt"])) for row in rows}
-    with tempfile.TemporaryDirectory() as scratch, chosen.out.open("a", encoding="utf-8", newline="") as table:
-        writer = csv.DictWriter(table, COLUMNS)
-        if not rows:
-            writer.writeheader()
-        inputs = write_inputs(Path(scratch) / "inputs")
-        for number in range(chosen.attempts):
-            for command in chosen.commands:
-                if (command, number) not in done:
-                    share = (number + 0.5) / chosen.attempts
-                    writer.writerow(attempt(command, number, share, inputs, Path(scratch)))
-                    table.flush()
+
+    def prepare(_, inputs, scratch, attempts):
+        return lambda command, number: attempt(command, number, (number + 0.5) / attempts, inputs, scratch)
+
+    make_attempts(__doc__, COLUMNS, 8, prepare)
 
 
 if __name__ == "__main__":

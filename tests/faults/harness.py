@@ -4,6 +4,8 @@ A run is the command itself, its ``main`` with the arguments of a user (see :mod
 ends any process.
 """
 
+import argparse
+import csv
 import hashlib
 import importlib
 import json
@@ -12,9 +14,10 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -231,3 +234,39 @@ def _timeless(file: Path) -> bytes:
     if file.name == "result.json":
         return json.dumps({**json.loads(content), "seconds": None}).encode()
     return content
+
+
+def make_attempts(
+    description: str | None,
+    columns: Sequence[str],
+    attempts: int,
+    prepare: Callable[[Sequence[tuple[str, int]], Path, Path, int], Callable[[str, int], Mapping[str, Any]]],
+) -> None:
+    """Make the attempts that a table does not have yet, as the arguments of the script say, and write each to it.
+
+    Args:
+        description: of the script.
+        columns: of the table; ``command`` and ``attempt`` are among them.
+        attempts: how many for each command, by default.
+        prepare: is given the attempts that are left, the folder of the inputs, a scratch folder and the number of
+            attempts for each command; returns what makes an attempt of a command and a number, and gives its row.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--attempts", type=int, default=attempts, help="for each command")
+    parser.add_argument("--commands", nargs="+", default=[*COMMANDS], choices=[*COMMANDS])
+    chosen = parser.parse_args()
+    rows = []
+    if chosen.out.is_file():
+        with chosen.out.open(encoding="utf-8", newline="") as table:
+            rows = list(csv.DictReader(table))
+    done = {(row["command"], int(row["attempt"])) for row in rows}
+    left = [(c, n) for n in range(chosen.attempts) for c in chosen.commands if (c, n) not in done]
+    with tempfile.TemporaryDirectory() as scratch, chosen.out.open("a", encoding="utf-8", newline="") as table:
+        writer = csv.DictWriter(table, columns)
+        if not rows:
+            writer.writeheader()
+        attempt = prepare(left, write_inputs(Path(scratch) / "inputs"), Path(scratch), chosen.attempts)
+        for command, number in left:
+            writer.writerow(attempt(command, number))
+            table.flush()

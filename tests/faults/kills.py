@@ -5,8 +5,6 @@
 Each attempt is a row of OUT.csv, and its number says all of its chances: the script continues where it was stopped.
 """
 
-import argparse
-import csv
 import json
 import os
 import random
@@ -23,15 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.harness import (
     CHECKPOINT,
-    COMMANDS,
     Aim,
     end_of,
     finish,
     left_over,
+    make_attempts,
     make_folder,
     output,
     start,
-    write_inputs,
 )
 
 COLUMNS = ("command", "attempt", "results_on", "kills", "strikes", "code", "equal", "different", "left_over")
@@ -115,26 +112,12 @@ def attempt(command: str, number: int, inputs: Path, reference: Unkilled) -> dic
 
 def main() -> None:
     """Make the attempts that the table does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--attempts", type=int, default=30, help="for each command")
-    parser.add_argument("--commands", nargs="+", default=[*COMMANDS], choices=[*COMMANDS])
-    chosen = parser.parse_args()
-    rows = []
-    if chosen.out.is_file():
-        with chosen.out.open(encoding="utf-8", newline="") as table:
-            rows = list(csv.DictReader(table))
-    done = {(row["command"], int(row["attempt"])) for row in rows}
-    todo = [(c, n) for n in range(chosen.attempts) for c in chosen.commands if (c, n) not in done]
-    with tempfile.TemporaryDirectory() as scratch, chosen.out.open("a", encoding="utf-8", newline="") as table:
-        writer = csv.DictWriter(table, COLUMNS)
-        if not rows:
-            writer.writeheader()
-        inputs = write_inputs(Path(scratch) / "inputs")
-        references = {command: unkilled(command, inputs, Path(scratch)) for command in sorted({c for c, _ in todo})}
-        for command, number in todo:
-            writer.writerow(attempt(command, number, inputs, references[command]))
-            table.flush()
+
+    def prepare(left, inputs, scratch, _):
+        references = {command: unkilled(command, inputs, scratch) for command in sorted({c for c, _ in left})}
+        return lambda command, number: attempt(command, number, inputs, references[command])
+
+    make_attempts(__doc__, COLUMNS, 30, prepare)
 
 
 if __name__ == "__main__":
