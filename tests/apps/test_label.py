@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.label import run
 
 COMMAND = [sys.executable, "-c", "from persona_callbacks.apps.label import main; main()"]
+CTRL_C = "\x03"
 
 
 @pytest.fixture
@@ -44,16 +46,23 @@ def in_terminal(project, keys, *overrides):
     running = subprocess.Popen([*COMMAND, *overrides], cwd=project, preexec_fn=lambda: os.login_tty(terminal))
     os.close(terminal)
     shown, waiting, until = "", list(keys), time.monotonic() + 100
-    while time.monotonic() < until:
-        try:
-            part = os.read(reading, 4096).decode(errors="replace")
-        except OSError:  # the command has ended
-            break
-        shown += part
-        if waiting and shown.count("y/n/u/b/q:") > len(keys) - len(waiting):
-            os.write(reading, waiting.pop(0).encode())
-    assert running.wait(timeout=20) == 0, shown
-    os.close(reading)
+    try:
+        while time.monotonic() < until:
+            if select.select([reading], [], [], 2)[0]:
+                try:
+                    part = os.read(reading, 4096).decode(errors="replace")
+                except OSError:  # the command has ended
+                    break
+                shown += part
+            elif not waiting and re.search(r"q: (\^C)+$", shown):
+                # A Ctrl-C between Python's last look at signals and its read of the terminal waits for the next key.
+                os.write(reading, CTRL_C.encode())
+            if waiting and shown.count("y/n/u/b/q:") > len(keys) - len(waiting):
+                os.write(reading, waiting.pop(0).encode())
+        assert running.wait(timeout=20) == 0, shown
+    finally:
+        running.kill()
+        os.close(reading)
     return shown
 
 
@@ -100,7 +109,7 @@ def test_many_scores_leave_room_for_the_names_of_the_runs(project):
 
 
 def test_in_a_terminal_it_asks_stops_goes_on_and_reports(project):
-    shown = in_terminal(project, ["y\n", "n\n", "\x03"], "runs=answers.jsonl")
+    shown = in_terminal(project, ["y\n", "n\n", CTRL_C], "runs=answers.jsonl")
     assert "2 of 4 answers are labelled" in shown
     assert "[/red]" in shown
     assert not re.search("kind|mean", shown.partition("Keys, each")[2])
