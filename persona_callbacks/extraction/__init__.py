@@ -6,6 +6,7 @@ Imports `judging`, `model` and the rooms below them.
 from persona_callbacks.extraction.causes import HeldOut, Texts, causal_points, shipped_texts
 from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.extraction import (
+    SHIPPED,
     Extraction,
     extract,
     load_extraction,
@@ -25,6 +26,7 @@ from persona_callbacks.extraction.responses import Judged, Response, generate_re
 from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 
 __all__ = [
+    "SHIPPED",
     "Contrast",
     "Extraction",
     "ExtractionJob",

@@ -56,6 +56,9 @@ from persona_callbacks.progress import open_console, progress_bar
 from persona_callbacks.traits import Trait, spread
 from persona_callbacks.vectors import METHODS, POSITIONS, Evidence, Method, PersonaVector, Position, SweepPoint
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""By model, the folders of the cache that come with the package."""
+
 _Key = TypeVar("_Key")
 
 _METHOD = 6
@@ -121,7 +124,7 @@ def extract(
     generator: Generator | None = None,
     judge: Judge | None = None,
 ) -> Extraction:
-    """Extract a trait's persona vectors at all positions, or take them from the cache.
+    """Extract a trait's persona vectors at all positions, or take them from the cache, or from what is shipped.
 
     Responses and scores are stored as they are made, so that an interrupted extraction continues where it stopped. If
     another process is at the same extraction, it is waited for, and its vectors are taken from the cache.
@@ -151,10 +154,13 @@ def extract(
     made = _key([revision, trait.fingerprint, *made_by])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     judged_by = judge.name if judge else None
-    result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
-    if result.is_dir():
-        job.console.print(f"Persona vector of {trait.name}: cached, {result}", markup=False, soft_wrap=True)
-        return _with_pairs(load_extraction(result, settings), trait)
+    content = {name: value for name, value in asdict(settings).items() if name != "shipped"}
+    result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, content, judged_by])}"
+    shipped = SHIPPED / folder.name / result.name
+    for there, origin in ((result, "cached"), (shipped, "shipped with the package")):
+        if there.is_dir() and (there == result or settings.shipped):
+            job.console.print(f"Persona vector of {trait.name}: {origin}, {there}", markup=False, soft_wrap=True)
+            return _with_pairs(load_extraction(there, settings), trait)
 
     # Extractions that differ in what follows the responses share these.
     with locked_entry(

@@ -42,6 +42,7 @@ class ExtractionSettings:
         sweep_layers: how many layers a ``sweep`` tries.
         sweep_questions: on how many probe questions.
         batch_size: responses per pass when activations are read.
+        shipped: take a vector that comes with the package, if it was made from the same model, trait and settings.
 
     Raises:
         InputError: an unknown position, layer choice or method, a number that is too small, or a sweep without a judge.
@@ -60,6 +61,7 @@ class ExtractionSettings:
     sweep_layers: int = 8
     sweep_questions: int = 10
     batch_size: int = 16
+    shipped: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""

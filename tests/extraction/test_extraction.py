@@ -165,6 +165,21 @@ def test_second_time_is_from_the_cache_and_key_follows_what_matters(loaded, toke
             persona_vector(*changed)
 
 
+def test_what_is_shipped_is_taken_unless_it_shall_be_made_anew(loaded, tmp_path, monkeypatch):
+    made = extract(loaded, TRAIT, UNJUDGED)
+    cached = made.responses.parent
+    monkeypatch.setattr(extraction_module, "SHIPPED", tmp_path / "shipped")
+    cached.parent.rename(tmp_path / "moved")
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "shipped" / cached.parent.name)
+    shipped = extract(loaded, TRAIT, UNJUDGED)
+    assert shipped.responses.is_relative_to(tmp_path / "shipped")
+    assert torch.equal(shipped.vector.directions, made.vector.directions)
+    again = extract(loaded, TRAIT, replace(UNJUDGED, shipped=False))
+    assert again.responses == made.responses
+    assert torch.equal(again.vector.directions, made.vector.directions)
+
+
 def test_other_settings_use_the_responses_that_are_there(loaded, monkeypatch):
     extract(loaded, TRAIT, UNJUDGED)
     monkeypatch.setattr(contrastive, "likelihoods", lambda *_: pytest.fail("judged again"))
