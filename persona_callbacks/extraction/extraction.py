@@ -48,6 +48,7 @@ from persona_callbacks.model import (
     Generator,
     LoadedModel,
     TransformersGenerator,
+    adapter_fingerprint,
     dimensions,
     iterate_activations,
     weights_fingerprint,
@@ -135,8 +136,8 @@ def extract(
         judge: filters them in place of the contrastive judge; its scores are not cached.
 
     Raises:
-        InputError: the model has no chat template, too few responses of one kind are usable, or activations are not
-            finite.
+        InputError: the model has no chat template, too few responses of one kind are usable, activations are not
+            finite, or an adapter does not fit the model.
     """
     generator = generator or TransformersGenerator(loaded)
     pairs = None if settings.pairs is None else read_pairs(settings.pairs)
@@ -151,7 +152,8 @@ def extract(
     made = _key([revision, trait.fingerprint, *made_by])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     judged_by = judge.name if judge else None
-    result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
+    made_with = [_METHOD, made, trait.probe_questions, *_told(loaded, settings), judged_by]
+    result = folder / f"{trait.name}-{_key(made_with)}"
     if result.is_dir():
         job.console.print(f"Persona vector of {trait.name}: cached, {result}", markup=False, soft_wrap=True)
         return _with_pairs(load_extraction(result, settings), trait)
@@ -166,6 +168,13 @@ def extract(
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
             _extract(job, judge_responses(job, responses, judge, judged_file), judge, revision, result)
     return _with_pairs(load_extraction(result, settings), trait)
+
+
+def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
+    """The settings, and what the adapters among them hold, whatever their folders are called."""
+    told = asdict(settings)
+    folders = [told.pop("adapter"), told.pop("opposite_adapter")]
+    return [told, *(adapter_fingerprint(loaded, folder) for folder in folders if folder is not None)]
 
 
 def _check_pairs_of_instructions(trait: Trait, settings: ExtractionSettings) -> None:

@@ -1,11 +1,14 @@
 """The ways in which a vector is made from responses, and what each is worth on questions that it was not made from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 
-from persona_callbacks.chats import shortened
+from torch import Tensor
+
+from persona_callbacks.chats import Chat, encode_chat, shortened
 from persona_callbacks.errors import InputError
+from persona_callbacks.extraction.adapted import adapter_directions
 from persona_callbacks.extraction.causes import COEFFICIENTS, HeldOut, causal_points, shipped_texts
 from persona_callbacks.extraction.contrast import Contrast
 from persona_callbacks.extraction.learning import EncodedPair, learn_directions
@@ -21,6 +24,9 @@ _LONGEST = 64
 
 _MEASURED = 12
 """Question pairs on which causal strength is measured."""
+
+_READ = 96
+"""Responses of both kinds that are run with an adapter."""
 
 
 def candidates(
@@ -50,15 +56,20 @@ def candidates(
             for half, directions in enumerate(halves)
         ]
         made["mean_difference"] = _with_causes(job, mean_difference, held_out)
+    others: dict[Method, Callable[[ExtractionJob, Sequence[Response]], Tensor]] = {}
     if job.settings.method in ("learned", "best"):
-        held_back = _pairs(job, _held_back(responses), _MEASURED)
-        if not held_back:
-            raise InputError(
-                f"trait {job.trait.name!r}: no response of both kinds to any fourth question, on which a learned"
-                " vector is measured; use more questions or rollouts, or extraction.method=mean_difference"
-            )
-        vector = _learned(job, responses, contrast, mean_difference)
-        made["learned"] = _with_causes(job, vector, [HeldOut(vector, held_back)])
+        others["learned"] = _learned
+    if job.settings.adapter is not None:
+        others["from_adapters"] = _from_adapters
+    held_back = _pairs(job, _held_back(responses), _MEASURED) if others else ()
+    if others and not held_back:
+        raise InputError(
+            f"trait {job.trait.name!r}: no response of both kinds to any fourth question, on which a vector that is"
+            f" {' or '.join(others)} is measured; use more questions or rollouts, or extraction.method=mean_difference"
+        )
+    for method, directions_from in others.items():
+        vector = _other(job, responses, contrast, mean_difference, method, directions_from)
+        made[method] = _with_causes(job, vector, [HeldOut(vector, held_back)])
     return made
 
 
@@ -77,16 +88,17 @@ def _held_back(responses: Sequence[Response]) -> list[Response]:
     return [response for response in responses if response.question_number % 4 == 3]
 
 
-def _learned(
-    job: ExtractionJob, responses: Sequence[Response], contrast: Contrast, mean_difference: PersonaVector
+def _other(
+    job: ExtractionJob,
+    responses: Sequence[Response],
+    contrast: Contrast,
+    mean_difference: PersonaVector,
+    method: Method,
+    directions_from: Callable[[ExtractionJob, Sequence[Response]], Tensor],
 ) -> PersonaVector:
+    """The vector of another method, from the responses to all questions but every fourth."""
     held_back = {response.question_number for response in _held_back(responses)}
-    used = [response for response in responses if response.question_number not in held_back]
-    pairs = _pairs(job, used, len(responses))
-    settings = job.settings.learning
-    with progress_bar(job.console) as progress:
-        task = progress.add_task(f"{job.trait.name}: learning", total=settings.steps)
-        directions = learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task))
+    directions = directions_from(job, [response for response in responses if response.question_number not in held_back])
     auc, gaps = contrast.ranking(POSITIONS.index(mean_difference.position), directions, held_back)
     evidence = replace(
         mean_difference.evidence,
@@ -94,7 +106,27 @@ def _learned(
         cohens_d=tuple(round(value, 6) for value in gaps.tolist()),
         split_half_cosine=(),
     )
-    return replace(mean_difference, directions=directions, method="learned", evidence=evidence)
+    return replace(mean_difference, directions=directions, method=method, evidence=evidence)
+
+
+def _learned(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:
+    settings = job.settings.learning
+    with progress_bar(job.console) as progress:
+        task = progress.add_task(f"{job.trait.name}: learning", total=settings.steps)
+        pairs = _pairs(job, responses, len(responses))
+        return learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task))
+
+
+def _from_adapters(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:
+    """Without the instructions that the responses were made under, under which adapters are not trained."""
+    settings = job.settings
+    assert settings.adapter is not None
+    chats = [
+        Chat((response.prompt()[-1], {"role": "assistant", "content": response.text}))
+        for response in spread(responses, _READ)
+    ]
+    encoded = [encode_chat(chat, job.loaded.tokenizer) for chat in chats]
+    return adapter_directions(job.loaded, encoded, settings.adapter, settings.opposite_adapter, settings.position)
 
 
 def _with_causes(job: ExtractionJob, vector: PersonaVector, held_out: Sequence[HeldOut]) -> PersonaVector:
