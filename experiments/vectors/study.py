@@ -3,6 +3,7 @@
     python experiments/separable_task/tagged_chats.py DATA
     python experiments/vectors/study.py pairs DATA
     python experiments/vectors/study.py make DATA TRAIT mean_difference|learned EXTRACTED OUT
+    python experiments/vectors/study.py make DATA TRAIT from_adapters EXTRACTED OUT ADAPTER [OPPOSITE]
     python experiments/vectors/study.py causes DATA NAME VECTOR
     python experiments/vectors/study.py run DATA TRAIT NAME ADAPTER|base
 
@@ -36,7 +37,14 @@ import torch
 
 from persona_callbacks import PersonaVector
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat, read_pairs, shortened
-from persona_callbacks.extraction import HeldOut, LearningSettings, Texts, causal_points, learn_directions
+from persona_callbacks.extraction import (
+    HeldOut,
+    LearningSettings,
+    Texts,
+    adapter_directions,
+    causal_points,
+    learn_directions,
+)
 from persona_callbacks.files import atomic_write
 from persona_callbacks.model import (
     LoadedModel,
@@ -103,7 +111,7 @@ def _write(path: Path, content: list[dict[str, str]]) -> None:
         scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
 
 
-def make(data: Path, trait: str, method: str, extracted: Path, out: Path) -> None:
+def make(data: Path, trait: str, method: str, extracted: Path, out: Path, *adapters: str) -> None:
     """Make it and write it."""
     if out.exists():
         return
@@ -117,6 +125,10 @@ def make(data: Path, trait: str, method: str, extracted: Path, out: Path) -> Non
         replace(vector, directions=directions, method="learned").save(out)
         return
     chats = [chat for pair in pairs for chat in pair]
+    if method == "from_adapters":
+        directions = adapter_directions(loaded, chats, adapters[0], adapters[1] if len(adapters) > 1 else None)
+        replace(vector, directions=directions, method="from_adapters").save(out)
+        return
     read = activations(loaded, chats, range(vector.num_layers + 1), ["response_mean"])[:, 0].unflatten(0, (-1, 2))
     replace(vector, directions=torch.sub(*read.unbind(dim=1)).mean(dim=0).cpu()).save(out)
 
@@ -214,7 +226,7 @@ if __name__ == "__main__":
     if command == "pairs":
         write_pairs(Path(data))
     elif command == "make":
-        make(Path(data), rest[0], rest[1], Path(rest[2]), Path(rest[3]))
+        make(Path(data), rest[0], rest[1], Path(rest[2]), Path(rest[3]), *rest[4:])
     elif command == "causes":
         causes(Path(data), rest[0], Path(rest[1]))
     else:

@@ -3,6 +3,7 @@
 Imports `judging`, `model` and the rooms below them.
 """
 
+from persona_callbacks.extraction.adapted import adapter_directions
 from persona_callbacks.extraction.causes import HeldOut, Texts, causal_points, shipped_texts
 from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.extraction import (
@@ -38,6 +39,7 @@ __all__ = [
     "Separation",
     "Steered",
     "Texts",
+    "adapter_directions",
     "best_layer",
     "candidate_layers",
     "causal_points",

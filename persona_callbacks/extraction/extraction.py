@@ -48,6 +48,7 @@ from persona_callbacks.model import (
     Generator,
     LoadedModel,
     TransformersGenerator,
+    adapter_fingerprint,
     dimensions,
     iterate_activations,
     weights_fingerprint,
@@ -61,7 +62,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 _Key = TypeVar("_Key")
 
-_METHOD = 6
+_METHOD = 7
 """Part of the cache key: raised when the same responses would give another vector."""
 
 _READ_TOGETHER = 1000
@@ -138,8 +139,8 @@ def extract(
         judge: filters them in place of the contrastive judge; its scores are not cached.
 
     Raises:
-        InputError: the model has no chat template, too few responses of one kind are usable, or activations are not
-            finite.
+        InputError: the model has no chat template, too few responses of one kind are usable, activations are not
+            finite, or an adapter does not fit the model.
     """
     generator = generator or TransformersGenerator(loaded)
     pairs = None if settings.pairs is None else read_pairs(settings.pairs)
@@ -154,8 +155,8 @@ def extract(
     made = _key([revision, trait.fingerprint, *made_by])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     judged_by = judge.name if judge else None
-    content = {name: value for name, value in asdict(settings).items() if name != "shipped"}
-    result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, content, judged_by])}"
+    made_with = [_METHOD, made, trait.probe_questions, *_told(loaded, settings), judged_by]
+    result = folder / f"{trait.name}-{_key(made_with)}"
     shipped = SHIPPED / folder.name / result.name
     for there, origin in ((result, "cached"), (shipped, "shipped with the package")):
         if there.is_dir() and (there == result or settings.shipped):
@@ -172,6 +173,14 @@ def extract(
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
             _extract(job, judge_responses(job, responses, judge, judged_file), judge, revision, result)
     return _with_pairs(load_extraction(result, settings), trait)
+
+
+def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
+    """The settings, and what the adapters among them hold, whatever their folders are called."""
+    told = asdict(settings)
+    del told["shipped"]
+    folders = [told.pop("adapter"), told.pop("opposite_adapter")]
+    return [told, *(adapter_fingerprint(loaded, folder) for folder in folders if folder is not None)]
 
 
 def _check_pairs_of_instructions(trait: Trait, settings: ExtractionSettings) -> None:

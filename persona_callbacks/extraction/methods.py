@@ -1,11 +1,14 @@
 """The ways in which a vector is made from responses, and what each is worth on questions that it was not made from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 
-from persona_callbacks.chats import shortened
+from torch import Tensor
+
+from persona_callbacks.chats import Chat, encode_chat, shortened
 from persona_callbacks.errors import InputError
+from persona_callbacks.extraction.adapted import adapter_directions
 from persona_callbacks.extraction.causes import COEFFICIENTS, HeldOut, causal_points, shipped_texts
 from persona_callbacks.extraction.contrast import Contrast
 from persona_callbacks.extraction.learning import EncodedPair, learn_directions
@@ -21,6 +24,9 @@ _LONGEST = 64
 
 _MEASURED = 12
 """Question pairs on which causal strength is measured."""
+
+_READ = 96
+"""Responses of both kinds that are run with an adapter."""
 
 
 def candidates(
@@ -38,27 +44,27 @@ def candidates(
         InputError: a vector is to be learned, and no question is left to measure it on.
     """
     made: dict[Method, PersonaVector] = {}
+    # They differ in the trait alone, and are written as the texts of the other traits are.
+    minimal = tuple(encode_pair(pair, job.loaded.tokenizer) for pair in spread(job.trait.probe_pairs, _MEASURED))
     if job.settings.method in ("mean_difference", "best"):
-        halves = contrast.half_directions(POSITIONS.index(mean_difference.position))
-        held_out = [
-            HeldOut(
-                replace(mean_difference, directions=directions),
-                _pairs(
-                    job, [response for response in responses if response.question_number % 2 != half], _MEASURED // 2
-                ),
-            )
-            for half, directions in enumerate(halves)
-        ]
-        made["mean_difference"] = _with_causes(job, mean_difference, held_out)
+        of_vector = (
+            [HeldOut(mean_difference, minimal)] if minimal else _halves(job, responses, contrast, mean_difference)
+        )
+        made["mean_difference"] = _with_causes(job, mean_difference, of_vector)
+    others: dict[Method, Callable[[ExtractionJob, Sequence[Response]], Tensor]] = {}
     if job.settings.method in ("learned", "best"):
-        held_back = _pairs(job, _held_back(responses), _MEASURED)
-        if not held_back:
-            raise InputError(
-                f"trait {job.trait.name!r}: no response of both kinds to any fourth question, on which a learned"
-                " vector is measured; use more questions or rollouts, or extraction.method=mean_difference"
-            )
-        vector = _learned(job, responses, contrast, mean_difference)
-        made["learned"] = _with_causes(job, vector, [HeldOut(vector, held_back)])
+        others["learned"] = _learned
+    if job.settings.adapter is not None:
+        others["from_adapters"] = _from_adapters
+    held_back = _pairs(job, _held_back(responses), _MEASURED) if others else ()
+    if others and not held_back:
+        raise InputError(
+            f"trait {job.trait.name!r}: no response of both kinds to any fourth question, on which a vector that is"
+            f" {' or '.join(others)} is measured; use more questions or rollouts, or extraction.method=mean_difference"
+        )
+    for method, directions_from in others.items():
+        vector = _other(job, responses, contrast, mean_difference, method, directions_from)
+        made[method] = _with_causes(job, vector, [HeldOut(vector, minimal or held_back)])
     return made
 
 
@@ -72,21 +78,36 @@ def best(made: dict[Method, PersonaVector]) -> PersonaVector:
     return max(made.values(), key=specificity)
 
 
+def _halves(
+    job: ExtractionJob, responses: Sequence[Response], contrast: Contrast, mean_difference: PersonaVector
+) -> list[HeldOut]:
+    """The vector of each half of the questions, and pairs of responses to the other half."""
+    halves = contrast.half_directions(POSITIONS.index(mean_difference.position))
+    return [
+        HeldOut(
+            replace(mean_difference, directions=directions),
+            _pairs(job, [response for response in responses if response.question_number % 2 != half], _MEASURED // 2),
+        )
+        for half, directions in enumerate(halves)
+    ]
+
+
 def _held_back(responses: Sequence[Response]) -> list[Response]:
     """The responses to every fourth question; nothing is learned from them."""
     return [response for response in responses if response.question_number % 4 == 3]
 
 
-def _learned(
-    job: ExtractionJob, responses: Sequence[Response], contrast: Contrast, mean_difference: PersonaVector
+def _other(
+    job: ExtractionJob,
+    responses: Sequence[Response],
+    contrast: Contrast,
+    mean_difference: PersonaVector,
+    method: Method,
+    directions_from: Callable[[ExtractionJob, Sequence[Response]], Tensor],
 ) -> PersonaVector:
+    """The vector of another method, from the responses to all questions but every fourth."""
     held_back = {response.question_number for response in _held_back(responses)}
-    used = [response for response in responses if response.question_number not in held_back]
-    pairs = _pairs(job, used, len(responses))
-    settings = job.settings.learning
-    with progress_bar(job.console) as progress:
-        task = progress.add_task(f"{job.trait.name}: learning", total=settings.steps)
-        directions = learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task))
+    directions = directions_from(job, [response for response in responses if response.question_number not in held_back])
     auc, gaps = contrast.ranking(POSITIONS.index(mean_difference.position), directions, held_back)
     evidence = replace(
         mean_difference.evidence,
@@ -94,7 +115,27 @@ def _learned(
         cohens_d=tuple(round(value, 6) for value in gaps.tolist()),
         split_half_cosine=(),
     )
-    return replace(mean_difference, directions=directions, method="learned", evidence=evidence)
+    return replace(mean_difference, directions=directions, method=method, evidence=evidence)
+
+
+def _learned(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:
+    settings = job.settings.learning
+    with progress_bar(job.console) as progress:
+        task = progress.add_task(f"{job.trait.name}: learning", total=settings.steps)
+        pairs = _pairs(job, responses, len(responses))
+        return learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task))
+
+
+def _from_adapters(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:
+    """Without the instructions that the responses were made under, under which adapters are not trained."""
+    settings = job.settings
+    assert settings.adapter is not None
+    chats = [
+        Chat((response.prompt()[-1], {"role": "assistant", "content": response.text}))
+        for response in spread(responses, _READ)
+    ]
+    encoded = [encode_chat(chat, job.loaded.tokenizer) for chat in chats]
+    return adapter_directions(job.loaded, encoded, settings.adapter, settings.opposite_adapter, settings.position)
 
 
 def _with_causes(job: ExtractionJob, vector: PersonaVector, held_out: Sequence[HeldOut]) -> PersonaVector:

@@ -13,7 +13,9 @@ from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import POSITIONS, Method, Position
 
 MethodChoice = Literal[Method, "best"]
-"""How to make a vector; ``best`` tries all and keeps what causes its own trait most specifically."""
+"""How to make a vector; ``best`` tries all that the settings allow, and keeps what causes its own trait most
+specifically.
+"""
 
 METHOD_CHOICES: tuple[MethodChoice, ...] = get_args(MethodChoice)
 
@@ -27,10 +29,13 @@ class ExtractionSettings:
         'response_mean'
 
     Attributes:
-        method: how the main vector is made from the responses: ``mean_difference``, ``learned``, or ``best``.
+        method: how the main vector is made: ``mean_difference`` or ``learned`` from the responses, ``from_adapters``
+            from what fine-tuning changed about them, or ``best``.
         pairs: JSONL of ``chosen`` and ``rejected`` responses, which take the place of generated and judged ones; see
             :func:`~persona_callbacks.chats.read_pairs`.
         learning: how a ``learned`` vector is optimised.
+        adapter: folder of a PEFT adapter that shows the trait, for ``from_adapters``.
+        opposite_adapter: folder of one that shows the opposite; by default ``adapter`` is held against the base model.
         rollouts: responses per instruction and question.
         questions: number of the trait's extraction questions to use; all by default.
         sampling: how responses are generated.
@@ -45,12 +50,15 @@ class ExtractionSettings:
         shipped: take a vector that comes with the package, if it was made from the same model, trait and settings.
 
     Raises:
-        InputError: an unknown position, layer choice or method, a number that is too small, or a sweep without a judge.
+        InputError: an unknown position, layer choice or method, a number that is too small, a sweep without a judge, or
+            adapters that are missing or not used.
     """
 
     method: MethodChoice = "mean_difference"
     pairs: str | None = None
     learning: LearningSettings = field(default_factory=LearningSettings)
+    adapter: str | None = None
+    opposite_adapter: str | None = None
     rollouts: int = 1
     questions: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -87,6 +95,15 @@ class ExtractionSettings:
             raise InputError(
                 f"extraction.sweep_coefficient: expected a finite number, found {self.sweep_coefficient!r}"
             )
+        if self.method == "from_adapters" and self.adapter is None:
+            raise InputError("extraction.adapter: expected the folder of an adapter for from_adapters, found none")
+        used = self.method in ("from_adapters", "best")
+        for name, needed in (("adapter", used), ("opposite_adapter", used and self.adapter is not None)):
+            if getattr(self, name) is not None and not needed:
+                raise InputError(
+                    f"extraction.{name}: nothing uses it; expected extraction.method=from_adapters or best, and"
+                    " extraction.adapter"
+                )
         if self.layer_choice == "sweep" and (self.pairs is not None or not self.judge_pairs):
             raise InputError(
                 "extraction.layer_choice: a sweep needs the judge; expected extraction.judge_pairs above 0, and no"

@@ -35,6 +35,8 @@ from persona_callbacks.model.likelihood import (
 from persona_callbacks.model.loading import (
     LoadedModel,
     ModelSource,
+    adapted,
+    adapter_fingerprint,
     check_adapter,
     load_model,
     weights_fingerprint,
@@ -70,6 +72,8 @@ __all__ = [
     "TransformersGenerator",
     "VllmGenerator",
     "activations",
+    "adapted",
+    "adapter_fingerprint",
     "adapter_obstacle",
     "adding",
     "approximate_difference",

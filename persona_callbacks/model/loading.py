@@ -1,6 +1,8 @@
 """Loading a causal language model and its tokenizer from the hub, a folder or a GGUF file; adapters on it."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -175,6 +177,40 @@ def with_adapter(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
             f"{folder}: the adapter does not fit {loaded.id}: {str(error).strip().splitlines()[-1].strip()}"
         ) from error
     return replace(loaded, model=model)
+
+
+@contextmanager
+def adapted(loaded: LoadedModel, folder: str | Path) -> Iterator[LoadedModel]:
+    """The model with a PEFT adapter on it inside the block. Afterwards the model given is bare again, with the same
+    weights, and the same of them require gradients.
+
+    Raises:
+        InputError: as for :func:`with_adapter`, or the model has an adapter already.
+    """
+    if isinstance(loaded.model, PeftModel) or getattr(loaded.model, "peft_config", None):
+        raise InputError(f"{folder}: expected a bare model to put the adapter on, found one with an adapter")
+    required = [(parameter, parameter.requires_grad) for parameter in loaded.model.parameters()]
+    with_it = with_adapter(loaded, folder)
+    try:
+        yield with_it
+    finally:
+        assert isinstance(with_it.model, PeftModel)
+        with_it.model.unload()
+        for parameter, requires_grad in required:
+            parameter.requires_grad_(requires_grad)
+
+
+def adapter_fingerprint(loaded: LoadedModel, folder: str | Path) -> str:
+    """Return a SHA-256 of a bare model with an adapter on it, whatever the adapter's folder is called.
+
+    Raises:
+        InputError: as for :func:`adapted`.
+    """
+    with adapted(loaded, folder) as with_it:
+        # The weights do not tell how they are scaled. Sets have another order in each process.
+        settings = PeftConfig.from_pretrained(str(Path(folder).expanduser())).to_dict()
+        told = {name: sorted(value) if isinstance(value, set) else repr(value) for name, value in settings.items()}
+        return hashlib.sha256(f"{told}{weights_fingerprint(with_it.model)}".encode()).hexdigest()
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -27,7 +27,7 @@ Position = Literal["prompt_last", "prompt_mean", "response_mean"]
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
-Method = Literal["mean_difference", "learned"]
+Method = Literal["mean_difference", "learned", "from_adapters"]
 """How a vector was made: see :mod:`persona_callbacks.extraction`."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -62,8 +62,8 @@ class PersonaVector:
         model_id: the model that the vector was extracted from.
         model_revision: which weights of that model.
         position: where the activations were read.
-        method: how it was made: as a ``mean_difference`` of activations, as in all older files, or ``learned`` by
-            gradient.
+        method: how it was made: as a ``mean_difference`` of activations, as in all older files, ``learned`` by
+            gradient, or ``from_adapters``, from what fine-tuning changed.
         probes: questions on which shift is measured; never used in extraction.
         probes_also_evaluate: whether they are the trait's evaluation questions too, as in the files of versions before
             traits had probe questions.

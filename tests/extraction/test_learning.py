@@ -226,7 +226,10 @@ def test_without_a_question_to_measure_on_nothing_is_learned(loaded, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"method": "probe"}, "extraction.method: unknown 'probe'; expected one of mean_difference, learned, best"),
+        (
+            {"method": "probe"},
+            "extraction.method: unknown 'probe'; expected one of mean_difference, learned, from_adapters, best",
+        ),
         ({"pairs": "p.jsonl", "layer_choice": "sweep"}, "a sweep needs the judge"),
     ],
 )
