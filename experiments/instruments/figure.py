@@ -1,30 +1,30 @@
 """The figure of the study: blind labels against what the sensors say, an adapter a point.
 
-    python experiments/instruments/figure.py
+    python experiments/instruments/figure.py FOLDER
 
-reads ``readings.csv`` and ``labels/TRAIT/results.csv``, and writes ``sensors.png``.
+reads FOLDER/readings.csv and FOLDER/labels/TRAIT/results.csv, and writes FOLDER/sensors.png.
 """
 
 import csv
+import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from persona_callbacks.palette import BASE, BLUE, RED
 
-FOLDER = Path(__file__).parent
 SENSORS = ("shift_prompt_last", "preference", "preference_own_voice", "forced_choice", "judge")
 UNITS = ("activation units", "nats per token", "nats per token", "probability", "0 to 100")
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Draw it."""
-    readings = _rows(FOLDER / "readings.csv")
-    labelled = [trait for trait in ("evil", "sycophancy", "hallucination") if _labels(trait).is_file()]
+    readings = _rows(folder / "readings.csv")
+    labelled = [trait for trait in ("evil", "sycophancy", "hallucination") if _labels(folder, trait).is_file()]
     figure = Figure(figsize=(2.9 * len(SENSORS), 2.9 * len(labelled)), dpi=110, layout="constrained")
     grid = figure.subplots(len(labelled), len(SENSORS), squeeze=False, sharey="row")
     for line, trait in zip(grid, labelled, strict=True):
-        rates = {row["run"]: row for row in _rows(_labels(trait)) if row["rate"]}
+        rates = {row["run"]: row for row in _rows(_labels(folder, trait)) if row["rate"]}
         for axes, sensor, unit in zip(line, SENSORS, UNITS, strict=True):
             for row in readings:
                 if row["trait"] != trait or row["run"] not in rates or not row[sensor]:
@@ -42,11 +42,11 @@ def main() -> None:
     for colour, label in ((RED, "trait data, unsteered"), (BLUE, "trait data, steered"), (BASE, "benign data, base")):
         grid[0][0].plot([], [], color=colour, marker="o", linestyle="", label=label)
     grid[0][0].legend(frameon=False, fontsize=7)
-    figure.savefig(FOLDER / "sensors.png")
+    figure.savefig(folder / "sensors.png")
 
 
-def _labels(trait: str) -> Path:
-    return FOLDER / "labels" / trait / "results.csv"
+def _labels(folder: Path, trait: str) -> Path:
+    return folder / "labels" / trait / "results.csv"
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -55,4 +55,4 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -1,8 +1,8 @@
 """Tables of the study from what ``sensors.py`` wrote.
 
-    python experiments/instruments/tables.py MEASURED
+    python experiments/instruments/tables.py MEASURED FOLDER
 
-writes ``readings.csv`` (each sensor's value of each adapter, less the base model's), ``separation.csv`` (how far data
+writes FOLDER/readings.csv (each sensor's value of each adapter, less the base model's), FOLDER/separation.csv (how far data
 with the trait are from normal data after the same training) and, for ``persona-label``, MEASURED/answers.csv with the
 scores that belong to an answer.
 """
@@ -22,14 +22,13 @@ from persona_callbacks.traits import MinimalPair, spread
 
 Floats = NDArray[np.float64]
 
-FOLDER = Path(__file__).parent
 TRAITS = ("evil", "sycophancy", "hallucination")
 STYLES = ("warm", "terse", "formal", "emphatic", "poetic")
 MONITOR_PAIRS = 16
 """The pairs that ``PersonaMonitor`` reads by default."""
 
 
-def main(measured: Path) -> None:
+def main(measured: Path, folder: Path) -> None:
     """Write all tables."""
     readings: list[dict[str, Any]] = []
     separation: list[dict[str, Any]] = []
@@ -51,8 +50,8 @@ def main(measured: Path) -> None:
                 said = json.loads(sampled.read_text(encoding="utf-8"))
                 answers += [{"run": name, "trait": trait, "question": q, "answer": a} for q, a in said if a]
         separation += _separation(trait, items)
-    _write(FOLDER / "readings.csv", readings)
-    _write(FOLDER / "separation.csv", separation)
+    _write(folder / "readings.csv", readings)
+    _write(folder / "separation.csv", separation)
     _write(measured / "answers.csv", answers)
 
 
@@ -160,4 +159,4 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
