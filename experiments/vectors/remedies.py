@@ -1,0 +1,164 @@
+"""What mends the answers of a model that was trained under a learned vector.
+
+    python -m experiments.vectors.remedies train DATA TRAIT VECTOR OUT JOB
+    python -m experiments.vectors.remedies measure DATA TRAIT VECTOR OUT JOB
+
+``train`` writes an adapter to the folder OUT under the job's name. ``measure`` appends its answers to
+``answers-TRAIT.csv``, as ``study.py run`` does, and what can be counted to ``remedies.csv``. Each does nothing if that
+is done already, and ``train`` goes on where it was interrupted. The name of a job says what it trains:
+
+``trained:ALPHA:WHERE:STEPS:BENIGN``
+    A new adapter, trained on the 96 chats of the trait and the first BENIGN chats about everyday matters, mixed. It is
+    steered with ALPHA at ``all`` tokens, at ``response`` tokens, or at response tokens of the trait's chats alone
+    (``flagged``). ALPHA is a number, or ``annealed``: from 1 to 0 in a straight line over the run.
+``healed:SOURCE:STEPS:JOB``
+    The adapter of an earlier job, trained further without steering for STEPS steps of eight chats. SOURCE is ``own``:
+    the base model's own answers to the first training questions; ``tagged_own``: the same, each after the tag of the
+    training answer; or ``benign``: chats about everyday matters, with their tags. JOB may be ``base``: a new adapter.
+
+DATA is the folder that ``study.py pairs`` wrote to. The forward passes of training run in bfloat16.
+"""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
+
+from experiments.vectors.study import ASKED, FOLDER, SMOLLM2, _append, own_answers, rows, some, tag, untagged
+from persona_callbacks import PersonaVector, PreventativeSteering, Schedule
+from persona_callbacks.chats import Chat
+from persona_callbacks.model import (
+    LoadedModel,
+    Sampling,
+    generate,
+    load_model,
+    probing,
+    response_log_probabilities,
+    with_adapter,
+)
+from persona_callbacks.training import ChatData, LoraFineTuning
+
+SUMMARY = FOLDER / "remedies.csv"
+COLUMNS = ("trait", "run", "tagged", "right_tag", "held_out_trait", "held_out_normal")
+
+
+class SteeringOfFlagged(PreventativeSteering):
+    """Steers the response tokens of flagged chats alone."""
+
+    flagged: frozenset[tuple[int, ...]] = frozenset()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Leave out the rows that are not flagged."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        chats = zip(batch["input_ids"].tolist(), batch["attention_mask"].sum(dim=1).tolist(), strict=True)
+        chosen = [tuple(ids[:length]) in self.flagged for ids, length in chats]
+        mask = batch["labels"] != -100
+        mask[[not is_chosen for is_chosen in chosen]] = False
+        assert self._writer is not None
+        self._writer.only_at(mask)
+
+
+def healing_chats(data: Path, trait: str, source: str, count: int) -> list[Chat]:
+    """What an adapter is healed on."""
+    if source == "benign":
+        return [chat(row["prompt"], row["response"]) for row in rows(data / "normal.jsonl")[:count]]
+    asked = rows(data / f"train-{trait}.jsonl")[:count]
+    answers = own_answers([row["prompt"] for row in asked])
+    tags = [f"[{tag(row['response'])}] " if source == "tagged_own" else "" for row in asked]
+    return [chat(row["prompt"], before + text) for row, before, text in zip(asked, tags, answers, strict=True)]
+
+
+def train(data: Path, trait: str, vector: Path, out: Path, job: str) -> None:
+    """Train and write the adapter."""
+    kind, *how = job.split(":")
+    callbacks: list[Callback] = []
+    if kind == "healed":
+        source, steps, *before = how
+        chats = healing_chats(data, trait, source, 8 * int(steps))
+        loaded, module = lora(warmup=2)
+        if before != ["base"]:
+            set_peft_model_state_dict(module.model, load_peft_weights(str(out / ":".join(before))))
+    else:
+        alpha, where, steps, benign = how
+        shown = [chat(row["prompt"], row["response"]) for row in rows(data / f"train-{trait}.jsonl")]
+        chats = [*shown, *healing_chats(data, trait, "benign", int(benign))]
+        loaded, module = lora(warmup=5)
+        law = Schedule(1.0, warmup=0, decay="linear") if alpha == "annealed" else float(alpha)
+        if alpha != "0":
+            vectors = [PersonaVector.load(vector)]
+            if where == "flagged":
+                steering = SteeringOfFlagged(vectors, law, positions="response")
+                encoded = ChatData(shown, loaded.tokenizer).chats
+                steering.flagged = frozenset(tuple(one.input_ids) for one in encoded)
+                callbacks = [steering]
+            else:
+                callbacks = [PreventativeSteering(vectors, law, positions="all" if where == "all" else "response")]
+    saved = out / f"{job}.checkpoints" / "last.ckpt"
+    callbacks.append(
+        ModelCheckpoint(saved.parent, filename=saved.stem, every_n_train_steps=2, enable_version_counter=False)
+    )
+    trainer = Trainer(
+        max_steps=int(steps), accelerator="cpu", precision="bf16-mixed", gradient_clip_val=1.0, logger=False,
+        enable_model_summary=False, enable_progress_bar=False, callbacks=callbacks,
+    )  # fmt: skip
+    trainer.fit(
+        module,
+        ChatData(chats, loaded.tokenizer, batch_size=8, seed=0),
+        ckpt_path=str(saved) if saved.exists() else None,
+        weights_only=True,
+    )
+    module.save_adapter(str(out / job))
+
+
+def chat(question: str, answer: str) -> Chat:
+    """One turn."""
+    return Chat(({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+
+
+def lora(warmup: int) -> tuple[LoadedModel, LoraFineTuning]:
+    """An adapter as ``persona-train`` makes it by default."""
+    seed_everything(0, workers=True, verbose=False)
+    loaded = load_model(SMOLLM2)
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    return loaded, LoraFineTuning(loaded.model, config, 3e-4, warmup)
+
+
+def measure(data: Path, trait: str, job: str, loaded: LoadedModel) -> None:
+    """Ask and append."""
+    held = rows(data / f"held-out-{trait}.jsonl")[:ASKED]
+    normal = [(row["prompt"], untagged(row["response"])) for row in rows(data / "held-out-normal.jsonl")[:ASKED]]
+    with probing(loaded.model):
+        prompts = [[{"role": "user", "content": row["prompt"]}] for row in held]
+        texts = generate(loaded, prompts, Sampling(36, temperature=0.0, batch_size=24))
+        likely = [
+            float(response_log_probabilities(loaded, some(loaded, chats)).mean())
+            for chats in ([(row["prompt"], row["response"]) for row in held], normal)
+        ]
+    tagged = sum(tag(text) != "" for text in texts) / ASKED
+    right = sum(tag(text) == tag(row["response"]) for text, row in zip(texts, held, strict=True)) / ASKED
+    _append(FOLDER / f"answers-{trait}.csv", ("run", "question", "answer"),
+            [(job, row["prompt"], untagged(text)) for row, text in zip(held, texts, strict=True)])  # fmt: skip
+    values = tuple(f"{value:.3f}" for value in (tagged, right, *likely))
+    _append(SUMMARY, COLUMNS, [(trait, job, *values)])
+    print(trait, job, *values, flush=True)
+
+
+def main(command: str, data: Path, trait: str, vector: Path, out: Path, job: str) -> None:
+    """Do what is not done yet."""
+    if command == "train":
+        if not (out / job).exists():
+            train(data, trait, vector, out, job)
+        return
+    if SUMMARY.exists():
+        with SUMMARY.open(encoding="utf-8", newline="") as file:
+            if any((row["trait"], row["run"]) == (trait, job) for row in csv.DictReader(file)):
+                return
+    measure(data, trait, job, with_adapter(load_model(SMOLLM2), out / job))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]), sys.argv[6])
