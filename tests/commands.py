@@ -9,8 +9,10 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
@@ -49,17 +51,60 @@ def run_command(
         talk: its standard input.
         timeout: seconds.
     """
+    return _run_all([environment], command, folder, *overrides, talk=talk, timeout=timeout)[0]
+
+
+def run_processes(
+    count: int, command: str | Path, folder: Path, *overrides: object, timeout: float = 300
+) -> list[CompletedProcess[str]]:
+    """Run a command or script in several processes that find each other as Lightning's do, to their ends.
+
+    Args:
+        count: how many.
+        command: and all others, as for :func:`run_command`.
+        folder: see there.
+        overrides: see there.
+        timeout: see there.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    environments = [{**os.environ, **meeting, "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return _run_all(environments, command, folder, *overrides, timeout=timeout)
+
+
+def _run_all(
+    environments: Sequence[Mapping[str, str] | None],
+    command: str | Path,
+    folder: Path,
+    *overrides: object,
+    talk: str = "",
+    timeout: float,
+) -> list[CompletedProcess[str]]:
     with tempfile.TemporaryDirectory() as scratch:
-        streams = Path(scratch, "stdin"), Path(scratch, "stdout"), Path(scratch, "stderr")
-        streams[0].write_text(talk, encoding="utf-8")
-        process = start_command(command, folder, *overrides, environment=environment, streams=streams)
-        process.join(timeout)
-        if process.exitcode is None:
+        started = []
+        for number, environment in enumerate(environments):
+            streams = [Path(scratch, f"{name}-{number}") for name in ("stdin", "stdout", "stderr")]
+            streams[0].write_text(talk, encoding="utf-8")
+            process = start_command(command, folder, *overrides, environment=environment, streams=streams)
+            started.append((process, streams))
+        arguments, end = [str(command), *map(str, overrides)], time.monotonic() + timeout
+        for process, _ in started:
+            process.join(end - time.monotonic())
+        late = [process for process, _ in started if process.exitcode is None]
+        for process in late:
             process.kill()
             process.join()
-            raise TimeoutExpired([str(command), *map(str, overrides)], timeout)
-        printed = (stream.read_text(encoding="utf-8", errors="replace") for stream in streams[1:])
-        return CompletedProcess([str(command), *map(str, overrides)], process.exitcode, *printed)
+        if late:
+            raise TimeoutExpired(arguments, timeout)
+        return [
+            CompletedProcess(
+                arguments,
+                process.exitcode,
+                *(stream.read_text(encoding="utf-8", errors="replace") for stream in streams[1:]),
+            )
+            for process, streams in started
+        ]
 
 
 def start_command(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -13,10 +14,12 @@ from persona_callbacks.callbacks._samples import sample_chats
 from persona_callbacks.callbacks._seams import find_tokenizer, sum_over_processes
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat, encode_chat
-from persona_callbacks.model import LoadedModel, device_of, find_language_model
+from persona_callbacks.model import LoadedModel, device_of, find_language_model, is_sharded
 from persona_callbacks.steering import ChatShare
 from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors import Layers, PersonaVector, SteeredPositions
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,16 @@ class TrainerFit:
 
     @property
     def pairs(self) -> Mapping[str, Sequence[MinimalPair]]:
-        """By trait, the share of the monitor's minimal pairs that falls to this process."""
-        share = slice(self.trainer.global_rank, None, self.trainer.world_size)
-        return {trait: own[share] for trait, own in self._needed_monitor("minimal pairs").pairs.items()}
+        """By trait, the monitor's minimal pairs that fall to this process; all where weights are split."""
+        return {trait: self._shared(own) for trait, own in self._needed_monitor("minimal pairs").pairs.items()}
+
+    @cached_property
+    def _has_all(self) -> bool:
+        """Whether every process gets all of a sample, so that each runs the same passes: where weights are split."""
+        return is_sharded(self.pl_module)
+
+    def _shared(self, things: Sequence[_T]) -> Sequence[_T]:
+        return things if self._has_all else things[self.trainer.global_rank :: self.trainer.world_size]
 
     def _needed_monitor(self, asked: str) -> PersonaMonitor:
         if self.monitor is None:
@@ -80,14 +90,16 @@ class TrainerFit:
         return self.trainer.is_global_zero
 
     def chats(self, count: int) -> ChatShare:
-        """A share, for each process, of the same sample of the training chats."""
+        """A share, for each process, of the same sample of the training chats; all of it where weights are split."""
         if self.given_chats is None:
             chats = sample_chats(self.callback, self.trainer, count, lambda: self.loaded.tokenizer)
         else:
             chats = [encode_chat(chat, self.loaded.tokenizer) for chat in self.given_chats[:count]]
-        return ChatShare(chats[self.trainer.global_rank :: self.trainer.world_size], len(chats))
+        return ChatShare(self._shared(chats), len(chats))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on the device that the tensor came from."""
+        """The sum over all shares, on the device that the tensor came from."""
         device = device_of(find_language_model(self.pl_module))  # where processes can exchange it
-        return sum_over_processes(self.trainer, values.to(device)).to(values.device)
+        summed = sum_over_processes(self.trainer, values.to(device)).to(values.device)
+        # Where each process has all, each has the sum already, up to rounding; their mean is the same everywhere.
+        return summed / self.trainer.world_size if self._has_all else summed

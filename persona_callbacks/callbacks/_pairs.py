@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedTokenizerBase
 
-from persona_callbacks.callbacks._seams import sum_over_processes
+from persona_callbacks.callbacks._seams import share_of, sum_over_processes
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import (
     BatchLimits,
@@ -77,13 +77,13 @@ class PairReader:
         """
         if not self._traits:
             return {}, {}
-        share = slice(trainer.global_rank, None, trainer.world_size)
+        own, counts = share_of(trainer, len(self._encoded))
+        pairs = [self._encoded[index] for index in own]
         with probing(model):
-            differences = preferences(
-                LoadedModel(model, self._tokenizer), self._encoded[share], BatchLimits(batch_size)
-            ).double()
-        counted = torch.stack([differences, (differences > 0).double(), torch.ones_like(differences)], dim=1)
-        sums = torch.zeros(len(self._traits), 3, dtype=torch.float64).index_add_(0, self._owners[share], counted)
+            differences = preferences(LoadedModel(model, self._tokenizer), pairs, BatchLimits(batch_size)).double()
+        read = torch.stack([differences, (differences > 0).double(), torch.ones_like(differences)], dim=1)
+        sums = torch.zeros(len(self._traits), 3, dtype=torch.float64)
+        sums.index_add_(0, self._owners[own], read * counts[:, None])
         sums = sum_over_processes(trainer, sums.to(device_of(model))).cpu()
         means, shares = (sums[:, :2] / sums[:, 2:]).T.tolist()
         return dict(zip(self._traits, means, strict=True)), dict(zip(self._traits, shares, strict=True))

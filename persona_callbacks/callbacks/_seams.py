@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError, is_whole
+from persona_callbacks.model import is_sharded
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
 
@@ -33,6 +34,9 @@ def averages_weights(trainer: Trainer) -> bool:
 @contextmanager
 def back_on_device(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Have the model where it was trained inside the block; by ``on_fit_end`` Lightning has moved it to the CPU."""
+    if is_sharded(pl_module):  # those stay where they are
+        yield
+        return
     pl_module.to(trainer.strategy.root_device)
     try:
         yield
@@ -44,6 +48,16 @@ def is_logging_step(trainer: Trainer) -> bool:
     """Whether the optimizer steps taken are a multiple of ``trainer.log_every_n_steps``."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
     return trainer.global_step % every == 0
+
+
+def share_of(trainer: Trainer, count: int) -> tuple[list[int], Tensor]:
+    """Which of ``count`` things fall to this process, and which of these it is to count, ``[own]`` bool.
+
+    Every process has equally many, since each must run as many passes as the others where weights are split over them.
+    Where the things do not go round, some processes have the last one as well, and do not count it.
+    """
+    places = range(trainer.global_rank, -(-count // trainer.world_size) * trainer.world_size, trainer.world_size)
+    return [min(place, count - 1) for place in places], torch.tensor([place < count for place in places])
 
 
 def sum_over_processes(trainer: Trainer, values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.callbacks.trait_evaluation import TraitEvaluation
 from persona_callbacks.errors import InputError, is_number
+from persona_callbacks.model import split_like, whole
 from persona_callbacks.steering import Reference, Sensor
 from persona_callbacks.tracking import metrics
 
@@ -105,7 +106,7 @@ class DriftGuard(RefusingCallback):
         return {
             "tripped": self.tripped,
             "rolled_back_to": self.rolled_back_to,
-            "good": dict(self._good),
+            "good": {name: whole(weight) for name, weight in self._good.items()},
             "good_step": self._good_step,
         }
 
@@ -124,7 +125,7 @@ class DriftGuard(RefusingCallback):
             MisconfigurationException: it is not among the callbacks, comes after this one, or has no such trait.
             InputError: the reference lacks a trait that is watched.
         """
-        self.refuse_sharded(pl_module)
+        self.check_sharding(pl_module, trainer)
         monitors = callbacks_of(trainer, PersonaMonitor, before=self)
         evaluations = callbacks_of(trainer, TraitEvaluation, before=self)
         self._steerings = callbacks_of(trainer, PreventativeSteering, before=self)
@@ -148,6 +149,9 @@ class DriftGuard(RefusingCallback):
         """Remember the weights that the run starts with."""
         if not self._good:
             self._remember(trainer, pl_module)
+        for name, weight in pl_module.named_parameters():
+            if name in self._good:  # whole, if they come from a checkpoint
+                self._good[name] = split_like(self._good[name], weight)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

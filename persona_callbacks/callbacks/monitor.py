@@ -21,6 +21,7 @@ from persona_callbacks.callbacks._seams import (
     check_at_least_one,
     find_tokenizer,
     is_logging_step,
+    share_of,
     sum_over_processes,
 )
 from persona_callbacks.chats import encode_prompt
@@ -46,7 +47,8 @@ class PersonaMonitor(RefusingCallback):
     minimal pairs, whose two responses differ in the trait alone: ``persona/{trait}/preference`` is how much likelier
     the trait's response has become, and ``persona/{trait}/preference_share`` how often it is the likelier one. The
     baseline is the base model at the start of the fit: adapters disabled where there are some, else the weights as they
-    are then. With several processes, each runs its share of probes and pairs.
+    are then. With several processes, each runs its share of probes and pairs, in equally
+    many passes.
 
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
@@ -361,21 +363,17 @@ class PersonaMonitor(RefusingCallback):
 
     def _measure(self, trainer: Trainer) -> dict[str, list[float]]:
         """Mean projection of each trait's probes at the layers where they are read."""
-        share = slice(trainer.global_rank, None, trainer.world_size)
+        own, counts = share_of(trainer, len(self._encoded))
         device = device_of(self._model)
-        chats, belongs = self._encoded[share], self._belongs[share].to(device)
-        layers = [self._layers_of(vector) for vector in self.vectors]
-        sums = torch.zeros(len(self.vectors), len(layers[0]), dtype=torch.float64, device=device)
-        if chats:
-            projected = projections(
-                LoadedModel(self._model, self._tokenizer),
-                chats,
-                self.vectors,
-                self.position,
-                layers,
-                BatchLimits(self.batch_size),
-            )
-            sums = (projected * belongs[..., None]).sum(dim=0, dtype=torch.float64)
-        sums = sum_over_processes(trainer, sums)
+        projected = projections(
+            LoadedModel(self._model, self._tokenizer),
+            [self._encoded[index] for index in own],
+            self.vectors,
+            self.position,
+            [self._layers_of(vector) for vector in self.vectors],
+            BatchLimits(self.batch_size),
+        )
+        belongs = (self._belongs[own] & counts[:, None]).to(device)
+        sums = sum_over_processes(trainer, (projected * belongs[..., None]).sum(dim=0, dtype=torch.float64))
         means = (sums / self._belongs.sum(dim=0).to(device)[:, None]).tolist()
         return {vector.trait: mean for vector, mean in zip(self.vectors, means, strict=True)}

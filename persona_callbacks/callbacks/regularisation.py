@@ -43,6 +43,8 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         >>> callbacks = [ProjectionRegularisation([evil], weight=0.5)]
     """
 
+    way_out_of_sharding = "choose PreventativeSteering"
+
     def __init__(self, vectors: Sequence[PersonaVector], weight: float = 1.0, layers: Layers = "all") -> None:
         self.vectors = check_vectors(vectors)
         self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, weight, layers)

@@ -88,6 +88,8 @@ class TraitEvaluation(RefusingCallback):
         >>> callbacks = [TraitEvaluation([loud], judges={"loud": CountsShouting()}, every_n_steps=50)]
     """
 
+    way_out_of_sharding = "evaluate the saved adapter after the fit (persona-evaluate)"
+
     def __init__(
         self,
         traits: Sequence[Trait],

@@ -11,7 +11,6 @@ from persona_callbacks.model.architecture import (
     device_of,
     dimensions,
     find_language_model,
-    is_sharded,
 )
 from persona_callbacks.model.batching import BatchLimits, Group, shared_groups
 from persona_callbacks.model.differences import approximate_difference, projection_difference
@@ -54,6 +53,7 @@ from persona_callbacks.model.residual import (
     steered,
     unsteered,
 )
+from persona_callbacks.model.sharding import is_sharded, sharding_obstacle, split_like, whole
 
 __all__ = [
     "BatchLimits",
@@ -102,11 +102,14 @@ __all__ = [
     "removable_adapters",
     "response_divergences",
     "response_log_probabilities",
+    "sharding_obstacle",
     "share_prefix",
     "shared_groups",
+    "split_like",
     "steered",
     "stream_response",
     "unsteered",
     "weights_fingerprint",
+    "whole",
     "with_adapter",
 ]

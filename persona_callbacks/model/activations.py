@@ -9,7 +9,7 @@ from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
 from persona_callbacks.model.architecture import device_of, dimensions
-from persona_callbacks.model.batching import BatchLimits, shared_groups
+from persona_callbacks.model.batching import BatchLimits, groups_for
 from persona_callbacks.model.loading import LoadedModel
 from persona_callbacks.model.modes import probing
 from persona_callbacks.vectors import PersonaVector, Position
@@ -67,7 +67,7 @@ def iterate_activations(
         InputError: as for :func:`position_weights`.
     """
     device = device_of(loaded.model)
-    for group in shared_groups(chats, limits):
+    for group in groups_for(loaded.model, chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
         with probing(loaded.model):
             prefix = residual.share_prefix(loaded.model, shared, layers)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
-from torch import distributed, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from persona_callbacks.errors import InputError
@@ -73,17 +73,6 @@ def dimensions(model: nn.Module) -> Dimensions:
 def device_of(model: nn.Module) -> torch.device:
     """Return the device that the model expects its inputs on."""
     return next(model.parameters()).device
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether weights of the model are split over processes: DTensors, or flattened by FSDP."""
-    if not distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    is_flattened = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    return is_flattened or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def pretrained_model(model: nn.Module) -> PreTrainedModel:

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from torch import nn
+
 from persona_callbacks.chats import EncodedChat
+from persona_callbacks.model.sharding import is_sharded
 
 _GROUP_COST = 64
 """What a further group costs, in tokens: one more pass, for its prefix, and smaller batches."""
@@ -48,6 +51,17 @@ class Group:
 
     prefix_length: int
     batches: tuple[tuple[int, ...], ...]
+
+
+def groups_for(model: nn.Module, chats: Sequence[EncodedChat], limits: BatchLimits) -> list[Group]:
+    """Split chats into groups: by :func:`shared_groups`, or, where the model's weights are split over processes, by
+    number alone, since there every process must run as many passes as the others. They do if they have equally many
+    chats and the same limit on chats; a limit on tokens is left out.
+    """
+    if not is_sharded(model):
+        return shared_groups(chats, limits)
+    order = sorted(range(len(chats)), key=lambda index: len(chats[index].input_ids))
+    return [Group(0, tuple(_batches(order, chats, 0, BatchLimits(limits.chats))))]
 
 
 def shared_groups(chats: Sequence[EncodedChat], limits: BatchLimits = BatchLimits()) -> list[Group]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from persona_callbacks.chats import EncodedChat, pad, pad_token
 from persona_callbacks.model import residual
 from persona_callbacks.model.architecture import device_of
-from persona_callbacks.model.batching import BatchLimits, shared_groups
+from persona_callbacks.model.batching import BatchLimits, groups_for
 from persona_callbacks.model.loading import LoadedModel
 
 
@@ -34,7 +34,7 @@ def response_log_probabilities(
     """
     device = device_of(loaded.model)
     means = torch.empty(len(chats))
-    for group in shared_groups(chats, limits):
+    for group in groups_for(loaded.model, chats, limits):
         shared = chats[group.batches[0][0]].input_ids[: group.prefix_length]
         with torch.no_grad():
             prefix = residual.share_prefix(loaded.model, shared, None)

@@ -9,6 +9,7 @@ from torch import nn
 from persona_callbacks.errors import InputError
 from persona_callbacks.model.adapters import adapter_layers, adapter_obstacle, removable_adapters
 from persona_callbacks.model.residual import unsteered
+from persona_callbacks.model.sharding import reshard
 
 
 @contextmanager
@@ -19,7 +20,10 @@ def probing(model: nn.Module) -> Iterator[None]:
     (rotary tables that grow with the length), and an inference tensor among them would break the next training step.
     """
     with torch.no_grad(), unsteered(), _evaluating(model):
-        yield
+        try:
+            yield
+        finally:
+            reshard(model)
 
 
 @contextmanager

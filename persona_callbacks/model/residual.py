@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from persona_callbacks.model.architecture import decoder_blocks, device_of, pretrained_model
 from persona_callbacks.model.hooks import Edit, attach
+from persona_callbacks.model.sharding import is_sharded
 
 _suspended = 0
 """The number of open :func:`unsteered` blocks. A writer is off in the blocks that opened after it was attached."""
@@ -101,7 +102,7 @@ def read(
     prefix: SharedPrefix | None = None,
 ) -> Tensor:
     """Compute weighted sums of the residual stream over tokens, in float32. The blocks above the highest of ``layers``
-    and the language-model head are not run.
+    and the language-model head are not run, unless weights are split over processes: then a pass has to reach its end.
 
     Args:
         model: a causal language model, bare or PEFT-wrapped.
@@ -115,7 +116,8 @@ def read(
         ``[batch, positions, len(layers), hidden_size]`` float32 on the model's device.
     """
     blocks = decoder_blocks(model)
-    last = max(layers)
+    whole_pass = {"logits_to_keep": 1} if is_sharded(model) else {}
+    last = None if whole_pass else max(layers)
     start = prefix.length if prefix is not None else 0
     sums: dict[int, Tensor] = {}
 
@@ -136,7 +138,7 @@ def read(
             stack.callback(attach(blocks, layer, reader(layer), first=False).remove)
         with suppress(_LastLayerRead):
             if prefix is None:
-                model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **whole_pass)
             else:
                 cache = prefix.repeated(len(input_ids))
                 model(input_ids=input_ids[:, start:], attention_mask=attention_mask, past_key_values=cache)

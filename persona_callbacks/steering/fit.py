@@ -23,10 +23,12 @@ class ChatShare:
     """
 
     own: Sequence[EncodedChat]
-    """The chats that fall to this process; possibly none."""
+    """The chats that fall to this process; possibly none. Where weights are split over processes (FSDP2), every process
+    has the whole sample, so that all run the same passes.
+    """
 
     total: int
-    """How many chats all processes have together."""
+    """How many chats the sample has."""
 
 
 class Fit(Protocol):
@@ -73,7 +75,8 @@ class Fit(Protocol):
 
     @property
     def pairs(self) -> Mapping[str, Sequence[MinimalPair]]:
-        """By trait, the share of the monitor's minimal pairs that falls to this process.
+        """By trait, the share of the monitor's minimal pairs that falls to this process; where weights are split over
+        processes, all of them.
 
         Raises:
             MisconfigurationException: the law reads no sensor, so that no monitor was looked for.
@@ -99,7 +102,7 @@ class Fit(Protocol):
         """
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
+        """The sum of a tensor over the shares of all processes."""
 
 
 def by_trait(value: float | Mapping[str, float], traits: Sequence[str], name: str) -> dict[str, float]:

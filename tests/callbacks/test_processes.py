@@ -1,67 +1,117 @@
-"""Two processes share the probes and the questions, and agree with one."""
+"""Two processes end where one ends, with whole weights (DDP) and with split ones (FSDP2)."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import run_command
+from commands import run_command, run_processes
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 sys.path.insert(0, {tests!r})
-import lightning.pytorch as pl, torch
 from dataclasses import replace
-from builders import PAIRS, ForeignModule, batches, make_tokenizer, make_vector, tiny_model
+import lightning.pytorch as pl, torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
+from builders import PAIRS, ForeignModule, make_tokenizer, make_vector, tiny_model
 from builders import LOUD, SHORT, LengthJudge
-from persona_callbacks import PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks import Adaptive, DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks.model import whole
+
+class Module(ForeignModule):
+    def configure_model(self):
+        if strategy == "fsdp2":
+            for block in self.lm.get_base_model().model.layers:
+                fully_shard(block, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.lm, mesh=self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
+
+def loader():
+    ids = torch.randint(5, 390, (24, 14), generator=torch.Generator().manual_seed(0))
+    # As many labels in every row, so that the mean of the processes' losses is the loss of the whole batch.
+    labels = torch.where(torch.arange(14) < 8, -100, ids)
+    items = [dict(input_ids=i, attention_mask=torch.ones_like(i), labels=l) for i, l in zip(ids, labels)]
+    if strategy == "one":
+        return torch.utils.data.DataLoader(items, batch_size=4)
+    return torch.utils.data.DataLoader(items[int(os.environ["LOCAL_RANK"])::2], batch_size=2)
+
+def fit(callbacks):
+    module = Module(tiny_model(peft=True), make_tokenizer())
+    before = weights(module)
+    with_shards = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+    trainer = pl.Trainer(accelerator="cpu", devices=1 if strategy == "one" else 2, max_epochs=1,
+                         strategy=dict(one="auto", ddp="ddp", fsdp2=with_shards)[strategy],
+                         use_distributed_sampler=False, logger=False,
+                         enable_checkpointing=False, enable_progress_bar=False, log_every_n_steps=3,
+                         enable_model_summary=False, callbacks=callbacks)
+    trainer.fit(module, loader())
+    return trainer, before, weights(module)
+
+def weights(module):
+    return {{name: whole(p.detach()).clone() for name, p in module.named_parameters() if p.requires_grad}}
 
 if __name__ == "__main__":
-    devices, out = int(sys.argv[1]), sys.argv[2]
-    module = ForeignModule(tiny_model(peft=True), make_tokenizer())
-    # The learning rate is zero, so that both runs have the same weights whatever each process is given to train on.
-    module.configure_optimizers = lambda: torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
+    strategy, out = sys.argv[1:]
     vectors = [replace(make_vector(), pairs=PAIRS), make_vector("sycophancy", layer=2, seed=3)]
-    monitor = PersonaMonitor(vectors, every_n_steps=2)
-    evaluation = TraitEvaluation([LOUD], judges={{"loud": LengthJudge()}}, sampling=SHORT)
-    trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
-                         logger=False, enable_checkpointing=False, enable_progress_bar=False, log_every_n_steps=3,
-                         enable_model_summary=False,
-                         callbacks=[monitor, evaluation, PreventativeSteering([make_vector()], 0.1)])
-    trainer.fit(module, batches(6))
+    monitor, evaluation = PersonaMonitor(vectors, every_n_steps=2), TraitEvaluation(
+        [LOUD], judges={{"loud": LengthJudge()}}, sampling=SHORT)
+    steering = PreventativeSteering(vectors, Adaptive(slew=0.02, target={{"evil": 0.5, "sycophancy": -0.5}}))
+    trainer, before, after = fit([monitor, steering, *([] if strategy == "fsdp2" else [evaluation])])
+    values = {{name: float(value) for name, value in trainer.callback_metrics.items() if "batch" in name}}
+
+    guard = DriftGuard(shift=-1e9, action="roll_back")
+    _, start, end = fit([PersonaMonitor(vectors, every_n_steps=2), guard])
+    assert guard.rolled_back_to == 0 and all(torch.equal(start[name], end[name]) for name in start)
+    assert all(torch.equal(start[name], value) for name, value in guard.state_dict()["good"].items())
+
     if trainer.is_global_zero:
-        values = {{name: float(value) for name, value in trainer.callback_metrics.items() if "batch" in name}}
-        readings = [[r.step, dict(r.projection), dict(r.shift), dict(r.preference),
-                     dict(r.preference_share)] for r in monitor.readings]
-        json.dump([*readings, values, [[*vars(row).values()] for row in evaluation.rows]], open(out, "w"))
+        json.dump(dict(
+            steps=[reading.step for reading in monitor.readings],
+            read=[[r.step, *r.projection.values(), *r.shift.values(), *r.preference.values(),
+                   *r.preference_share.values()]
+                  for r in monitor.readings],
+            batches=values, coefficients=[*steering.coefficients.values()],
+            moved={{name: (after[name] - before[name]).flatten().tolist() for name in after}},
+            answers=[[*vars(row).values()] for row in evaluation.rows]), open(out, "w"))
 """
 
 
-def readings(tmp_path, devices):
-    script, out = tmp_path / "script.py", tmp_path / f"{devices}.json"
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    script = folder / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
-    if devices == 1:
-        ended = run_command(script, tmp_path, devices, out, timeout=300)
-    else:  # Lightning starts the second process by the command that started the first
-        command = [sys.executable, script, str(devices), out]
-        ended = subprocess.run(command, timeout=300, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(out.read_text())
+
+    def run(strategy):
+        out = folder / f"{strategy}.json"
+        arguments = (script, folder, strategy, out)
+        for ended in [run_command(*arguments)] if strategy == "one" else run_processes(2, *arguments):
+            assert ended.returncode == 0, ended.stderr
+        return json.loads(out.read_text())
+
+    return run
 
 
-def test_two_processes_measure_what_one_measures(tmp_path):
-    *one, one_batches, one_answers = readings(tmp_path, 1)
-    *two, two_batches, two_answers = readings(tmp_path, 2)
-    assert [reading[0] for reading in two] == [0, 2, 3]
-    assert (
-        set(two_batches) == set(one_batches) == {"persona/evil/batch_projection", "persona/sycophancy/batch_projection"}
-    )
-    assert [row[1:] for row in two_answers] == [row[1:] for row in one_answers]  # three questions, unevenly shared
-    assert len(two_answers) == 2 * 3
-    for _, projection, shift, preference, share in two:
-        assert preference["evil"] == pytest.approx(one[0][3]["evil"], rel=1e-4)
-        assert share == one[0][4]
-        for trait, value in one[0][1].items():
-            assert projection[trait] == pytest.approx(value, rel=1e-5)
-            assert shift[trait] == pytest.approx(one[0][2][trait], rel=1e-4)
+@pytest.fixture(scope="module")
+def alone(outcome):
+    return outcome("one")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_end_where_one_ends(strategy, alone, outcome):
+    """Probes, pairs and questions are shared unevenly: there are five, five and three."""
+    two = outcome(strategy)
+    assert two["steps"] == alone["steps"] == [0, 1, 2, 3, 4, 5, 6]
+    for own, others in zip(two["read"], alone["read"], strict=True):
+        assert own == pytest.approx(others, rel=1e-3, abs=1e-4)
+    assert two["coefficients"] == pytest.approx(alone["coefficients"], rel=1e-4)
+    assert set(alone["batches"]) == {"persona/evil/batch_projection", "persona/sycophancy/batch_projection"}
+    assert two["batches"] == pytest.approx(alone["batches"], rel=1e-3)
+    for name, moved in alone["moved"].items():
+        assert any(moved)
+        assert two["moved"][name] == pytest.approx(moved, rel=1e-2, abs=1e-5), name
+    if strategy == "ddp":
+        assert [row[1:] for row in two["answers"]] == [row[1:] for row in alone["answers"]]
+        assert len(two["answers"]) == 2 * 3

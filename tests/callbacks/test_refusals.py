@@ -1,7 +1,5 @@
 """What callbacks refuse before training, because it would go wrong in silence."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -75,56 +73,52 @@ def frozen_beside_full():
     return lm
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
-@pytest.mark.parametrize("name", [*MAKERS, "DriftGuard"])
+SPLIT = [(name, strategy) for name in [*MAKERS, "DriftGuard"] for strategy in (FSDPStrategy, DeepSpeedStrategy)]
+SPLIT += [(name, ModelParallelStrategy) for name in ("ProjectionRegularisation", "TraitEvaluation")]
+
+
+@pytest.mark.parametrize(("name", "strategy"), SPLIT)
 def test_sharded_strategies_are_refused(name, strategy, tokenizer, tmp_path):
-    """At the seam: Lightning sets FSDP up on GPUs only, and DeepSpeed need not be installed."""
+    """At the seam: FSDP1 needs an accelerator, and DeepSpeed need not be installed."""
     callback = DriftGuard(shift=1.0) if name == "DriftGuard" else MAKERS[name]()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     real = strategy.__new__(strategy) if strategy is DeepSpeedStrategy else strategy()
     trainer._accelerator_connector.strategy = real
-    with pytest.raises(MisconfigurationException, match=f"{name}: the {strategy.__name__} .*strategy='ddp'"):
+    found = "weights are split" if strategy is ModelParallelStrategy else f"the {strategy.__name__} "
+    with pytest.raises(MisconfigurationException, match=f"{name}: .*{found}.*strategy='ddp'"):
         callback.setup(trainer, ForeignModule(tiny_model(peft=True), tokenizer), "fit")
 
 
-SHARDED = """
+TENSOR_PARALLEL = """
 import sys
 sys.path.insert(0, {tests!r})
 import lightning.pytorch as pl
 from builders import ForeignModule, batches, make_tokenizer, make_vector, tiny_model
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from persona_callbacks import PersonaMonitor
 
-class Sharded(ForeignModule):
+class Split(ForeignModule):
     def configure_model(self):
-        for block in self.lm.model.layers:
-            fully_shard(block)
-        fully_shard(self.lm)
+        mesh = init_device_mesh("cpu", (1,))
+        parallelize_module(self.lm, mesh, {{"model.layers.*.mlp.up_proj": ColwiseParallel()}})
 
 if __name__ == "__main__":
-    devices, strategy = 2, ModelParallelStrategy(process_group_backend="gloo")
-    if sys.argv[1] == "own":
-        devices, strategy = 1, "auto"
-        distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
-    trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=1, logger=False,
-                         enable_checkpointing=False, callbacks=[PersonaMonitor([make_vector()])])
-    trainer.fit(Sharded(tiny_model(), make_tokenizer()), batches())
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False,
+                         callbacks=[PersonaMonitor([make_vector()])])
+    trainer.fit(Split(tiny_model(), make_tokenizer()), batches())
 """
 
 
-@pytest.mark.parametrize(("how", "named"), [("parallel", "the ModelParallelStrategy"), ("own", "(DTensor or FSDP)")])
-def test_fit_with_split_weights_ends_with_the_error(how, named, tmp_path):
+def test_fit_under_tensor_parallelism_ends_with_the_error(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SHARDED.format(tests=str(Path(__file__).parents[1])))
-    if how == "own":
-        ended = run_command(script, tmp_path, how, timeout=120)
-    else:  # Lightning starts the second process by the command that started the first
-        ended = subprocess.run([sys.executable, script, how], capture_output=True, text=True, timeout=120, check=False)
+    script.write_text(TENSOR_PARALLEL.format(tests=str(Path(__file__).parents[1])))
+    ended = run_command(script, tmp_path, timeout=120)
     assert ended.returncode != 0
-    assert named in ended.stderr
-    assert "strategy='ddp' or one device" in ended.stderr
+    assert "PersonaMonitor: the model's weights are DTensors of tensor parallelism" in ended.stderr
+    assert "fully_shard (FSDP2) alone" in ended.stderr
 
 
 class Trimming(ForeignModule):
