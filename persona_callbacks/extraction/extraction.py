@@ -148,7 +148,7 @@ def extract(
         made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
     job = ExtractionJob(loaded, trait, settings, console or open_console(stderr=True))
     revision = weights_fingerprint(loaded.model)
-    made = _key([revision, trait.fingerprint, *made_by])
+    made = _key([revision, trait.fingerprint, *made_by, *loaded.answering])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     judged_by = judge.name if judge else None
     result = folder / f"{trait.name}-{_key([_METHOD, made, trait.probe_questions, asdict(settings), judged_by])}"
