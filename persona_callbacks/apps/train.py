@@ -85,6 +85,7 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         batch_size=data.batch_size,
         max_length=data.max_length,
         special_tokens=data.get("special_tokens", "keep"),  # a data group of the user's own may lack it
+        train_reasoning=data.get("train_reasoning", True),
         compare_with_unsteered=cfg.compare_with_unsteered,
         checkpoint_every_n_steps=cfg.checkpoint_every_n_steps,
         sample_answers=cfg.sample_answers,

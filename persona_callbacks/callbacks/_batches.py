@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from persona_callbacks.callbacks._seams import response_tokens, sum_over_processes
+from persona_callbacks.callbacks._seams import BatchAdapter, adapted, response_tokens, sum_over_processes
 from persona_callbacks.model import device_of, residual
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
@@ -17,8 +17,11 @@ from persona_callbacks.vectors import PersonaVector
 class BatchProjections:
     """Reads training batches in the forward pass that happens anyway, and logs their mean projection."""
 
-    def __init__(self, model: nn.Module, vectors: Sequence[PersonaVector]) -> None:
+    def __init__(
+        self, model: nn.Module, vectors: Sequence[PersonaVector], batch_adapter: BatchAdapter | None = None
+    ) -> None:
         """Attach to the model."""
+        self._adapter = batch_adapter
         self._traits = [vector.trait for vector in vectors]
         layers = sorted({vector.layer for vector in vectors})
         self._rows = [layers.index(vector.layer) for vector in vectors]
@@ -31,10 +34,11 @@ class BatchProjections:
 
     def start(self, batch: Any) -> None:
         """Read this batch's response tokens when the model is run on them."""
-        self._mask = response_tokens(batch)
+        self._mask = response_tokens(adapted("PersonaMonitor", batch, self._adapter))
         if self._mask is None:
             rank_zero_warn(
-                "PersonaMonitor: the batch is no mapping with 'labels', so persona/*/batch_projection is not logged"
+                "PersonaMonitor: the batch is no mapping with 'labels', so persona/*/batch_projection is not logged;"
+                " batch_adapter= reads batches of another form"
             )
         else:
             self._reader.start(self._mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.callbacks._samples import sample_chats
-from persona_callbacks.callbacks._seams import find_tokenizer, sum_over_processes
+from persona_callbacks.callbacks._seams import BatchAdapter, find_tokenizer, sum_over_processes
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.model import LoadedModel, device_of, find_language_model, is_sharded
@@ -45,6 +45,9 @@ class TrainerFit:
 
     given_tokenizer: PreTrainedTokenizerBase | None
     """The tokenizer, in place of the one that the module or the data module has."""
+
+    batch_adapter: BatchAdapter | None = None
+    """Gives the tokens and labels of batches of another form."""
 
     @property
     def total_steps(self) -> int:
@@ -92,7 +95,7 @@ class TrainerFit:
     def chats(self, count: int) -> ChatShare:
         """A share, for each process, of the same sample of the training chats; all of it where weights are split."""
         if self.given_chats is None:
-            chats = sample_chats(self.callback, self.trainer, count, lambda: self.loaded.tokenizer)
+            chats = sample_chats(self.callback, self.trainer, count, lambda: self.loaded.tokenizer, self.batch_adapter)
         else:
             chats = [encode_chat(chat, self.loaded.tokenizer) for chat in self.given_chats[:count]]
         return ChatShare(self._shared(chats), len(chats))

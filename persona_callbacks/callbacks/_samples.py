@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from transformers import PreTrainedTokenizerBase
 
-from persona_callbacks.callbacks._seams import field_of
+from persona_callbacks.callbacks._packing import chat_numbers
+from persona_callbacks.callbacks._seams import BatchAdapter, adapted, field_of
 from persona_callbacks.chats import EncodedChat, last_turn
 
 _WAY_OUT = "pass a constant coefficient, or chats="
@@ -22,7 +23,9 @@ _WAY_OUT = "pass a constant coefficient, or chats="
 _Tokenizer = Callable[[], PreTrainedTokenizerBase]
 
 
-def sample_chats(callback: str, trainer: Trainer, count: int, tokenizer: _Tokenizer) -> list[EncodedChat]:
+def sample_chats(
+    callback: str, trainer: Trainer, count: int, tokenizer: _Tokenizer, adapter: BatchAdapter | None = None
+) -> list[EncodedChat]:
     """Chats drawn at random from the data set behind the training loader, the same in every process; of a data set that
     can only be gone through, the first ones. Neither the loader nor any random state is touched.
 
@@ -35,6 +38,7 @@ def sample_chats(callback: str, trainer: Trainer, count: int, tokenizer: _Tokeni
         count: how many; all if there are fewer.
         tokenizer: gives the tokenizer, which tells padding from text in items without an ``attention_mask``, and the
             last turn from the others where loss is taken on all tokens.
+        adapter: gives the tokens and labels of a batch of another form; items are not looked at then.
 
     Raises:
         MisconfigurationException: there is no data set to ask, or neither its items nor the batches made of them are
@@ -43,9 +47,10 @@ def sample_chats(callback: str, trainer: Trainer, count: int, tokenizer: _Tokeni
     loader = trainer.train_dataloader
     with isolate_rng():
         items = _items(callback, loader, count)
-        chats = _encoded_each(callback, items, tokenizer)
+        chats = _encoded_each(callback, items, tokenizer) if adapter is None else []
         if not chats and items:
-            chats = _encoded_each(callback, _rows(_collated(callback, loader, items)), tokenizer)
+            batch = adapted(callback, _collated(callback, loader, items), adapter)
+            chats = _encoded_each(callback, _rows(callback, batch), tokenizer)
     if not chats:
         raise MisconfigurationException(
             f"{callback} screens a sample of the training data, and found no item and no batch with 'input_ids' and"
@@ -81,17 +86,37 @@ def _collated(callback: str, loader: Any, items: Sequence[Any]) -> Any:
         ) from error
 
 
-def _rows(batch: Any) -> list[dict[str, Tensor]]:
-    """The rows of a batch; none if it has no token ids."""
+def _rows(callback: str, batch: Any) -> list[dict[str, Tensor]]:
+    """The chats of a batch; none if it has no token ids."""
     tensors = {name: field_of(batch, name) for name in ("input_ids", "labels", "attention_mask")}
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.ndim == 2}
     if "input_ids" not in given:
         return []
-    return [{name: tensor[row] for name, tensor in given.items()} for row in range(len(given["input_ids"]))]
+    rows = [{name: tensor[row] for name, tensor in given.items()} for row in range(len(given["input_ids"]))]
+    numbers = chat_numbers(callback, batch)
+    if numbers is None:
+        return rows
+    return [
+        {name: tensor[numbers[index] == number] for name, tensor in row.items()}
+        for index, row in enumerate(rows)
+        for number in range(int(numbers[index].max()) + 1)
+    ]
 
 
 def _encoded_each(callback: str, items: Sequence[Any], tokenizer: _Tokenizer) -> list[EncodedChat]:
-    return [chat for item in items if (chat := _encoded(callback, item, tokenizer)) is not None]
+    apart = [part for item in items for part in _apart(callback, item)]
+    return [chat for item in apart if (chat := _encoded(callback, item, tokenizer)) is not None]
+
+
+def _apart(callback: str, item: Any) -> list[Any]:
+    """The chats of an item that holds several, as packed data sets have them."""
+    ids, positions = (
+        None if isinstance(item, EncodedChat) else field_of(item, n) for n in ("input_ids", "position_ids")
+    )
+    if ids is None or positions is None:
+        return [item]
+    tensors = {name: field_of(item, name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}
+    return _rows(callback, {name: tensor.view(1, -1) for name, tensor in tensors.items() if tensor is not None})
 
 
 def _encoded(callback: str, item: Any, tokenizer: _Tokenizer) -> EncodedChat | None:

@@ -1,6 +1,6 @@
 """Where callbacks touch Lightning: other callbacks, processes, the tokenizer behind a module, and batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,6 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from persona_callbacks.errors import InputError, is_whole
 from persona_callbacks.model import is_sharded
+
+BatchAdapter = Callable[[Any], Mapping[str, Tensor]]
+"""Gives ``input_ids``, ``labels`` and ``attention_mask`` of a batch of another form, each ``[batch, length]``, on the
+batch's device; ``position_ids`` or ``cu_seqlens`` as well, if its rows hold several chats.
+"""
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
 
@@ -98,6 +103,25 @@ def response_tokens(batch: Any) -> Tensor | None:
     """``[batch, length]`` bool: the tokens that loss is taken on; ``None`` if the batch has no labels."""
     labels = field_of(batch, "labels")
     return None if labels is None else labels != -100
+
+
+def adapted(callback: str, batch: Any, adapter: BatchAdapter | None) -> Any:
+    """The batch as the adapter gives it; as it is without one.
+
+    Raises:
+        MisconfigurationException: the adapter gives no mapping with ``labels``.
+    """
+    if adapter is None:
+        return batch
+    given = adapter(batch)
+    labels = given.get("labels") if isinstance(given, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        found = f"labels {type(labels).__name__}" if isinstance(given, Mapping) else type(given).__name__
+        raise MisconfigurationException(
+            f"{callback}: batch_adapter returned {found} for a batch that is {type(batch).__name__}; expected a mapping"
+            " with 'input_ids' and 'labels', each a tensor [batch, length]"
+        )
+    return given
 
 
 def field_of(batch: Any, name: str) -> Tensor | None:

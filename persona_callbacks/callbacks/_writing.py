@@ -6,11 +6,11 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from persona_callbacks.callbacks._refusing import RefusingCallback
-from persona_callbacks.callbacks._seams import response_tokens
+from persona_callbacks.callbacks._seams import BatchAdapter, adapted, response_tokens
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
 from persona_callbacks.vectors import PersonaVector, SteeredPositions
@@ -23,6 +23,7 @@ class TrainingWriter(RefusingCallback, ABC):
 
     vectors: Sequence[PersonaVector]
     positions: SteeredPositions
+    batch_adapter: BatchAdapter | None = None
     _writer: residual.ResidualWriter | None = None
 
     @abstractmethod
@@ -44,11 +45,11 @@ class TrainingWriter(RefusingCallback, ABC):
         """
         assert self._writer is not None
         if self.positions == "response":
-            marked = response_tokens(batch)
+            marked = self._marked(batch)
             if marked is None:
                 raise MisconfigurationException(
                     f"{type(self).__name__}: positions='response' needs batches that are mappings with 'labels' (-100"
-                    " where no loss is taken); choose positions='all'"
+                    " where no loss is taken); pass batch_adapter=, or choose positions='all'"
                 )
             self._writer.only_at(marked)
         self._writer.active = True
@@ -67,7 +68,7 @@ class TrainingWriter(RefusingCallback, ABC):
         self._writer.active = False
         missed = self._writer.missed_shape()
         if self.positions == "response" and missed is not None:
-            marked = response_tokens(batch)
+            marked = self._marked(batch)
             assert marked is not None
             raise MisconfigurationException(
                 f"{type(self).__name__}: positions='response' marks tokens of a batch of shape {tuple(marked.shape)},"
@@ -101,6 +102,10 @@ class TrainingWriter(RefusingCallback, ABC):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from the model."""
         self._detach()
+
+    def _marked(self, batch: Any) -> Tensor | None:
+        """``[batch, length]`` bool: the response tokens of a batch."""
+        return response_tokens(adapted(type(self).__name__, batch, self.batch_adapter))
 
     def _pause(self) -> None:
         if self._writer is not None:

@@ -8,6 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from persona_callbacks.callbacks._resuming import SameInputs
+from persona_callbacks.callbacks._seams import BatchAdapter
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import residual
@@ -33,6 +34,7 @@ class Ablation(SameInputs, TrainingWriter):
         vectors: one persona vector per trait, all of the model that is trained.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
         positions: ``all`` tokens, or only the ``response`` tokens, those that loss is taken on.
+        batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
 
     Raises:
         InputError: vectors that do not go together, an unknown layer or unknown positions.
@@ -44,12 +46,17 @@ class Ablation(SameInputs, TrainingWriter):
     """
 
     def __init__(
-        self, vectors: Sequence[PersonaVector], layers: Layers = "all", positions: SteeredPositions = "all"
+        self,
+        vectors: Sequence[PersonaVector],
+        layers: Layers = "all",
+        positions: SteeredPositions = "all",
+        batch_adapter: BatchAdapter | None = None,
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, layers, positions)
         warn_if_weak(self.vectors)
         self.positions = positions
+        self.batch_adapter = batch_adapter
         chosen = steering_layers(self.vectors, layers)
         self._made_with: dict[str, Any] = plain_settings(
             {"vectors": {vector.trait: vector for vector in self.vectors}, "layers": layers, "positions": positions}
@@ -63,7 +70,12 @@ class Ablation(SameInputs, TrainingWriter):
 
     @classmethod
     def check(
-        cls, traits: Sequence[str], num_layers: int, layers: Layers = "all", positions: SteeredPositions = "all"
+        cls,
+        traits: Sequence[str],
+        num_layers: int,
+        layers: Layers = "all",
+        positions: SteeredPositions = "all",
+        batch_adapter: BatchAdapter | None = None,
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -72,10 +84,12 @@ class Ablation(SameInputs, TrainingWriter):
             num_layers: blocks of the model.
             layers: as for the callback.
             positions: as for the callback.
+            batch_adapter: any will do.
 
         Raises:
             InputError: settings that cannot be.
         """
+        del batch_adapter
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
 

@@ -16,6 +16,7 @@ from persona_callbacks.callbacks._readings import log_layers, log_reading
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import MADE_WITH, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
+    BatchAdapter,
     averages_weights,
     back_on_device,
     check_at_least_one,
@@ -74,6 +75,7 @@ class PersonaMonitor(RefusingCallback):
             and a table of that name in loggers that have tables.
         pairs: how many of each vector's minimal pairs are read; 0 for none. Or the pairs themselves: a list if there is
             one vector, else by trait. Reading 16 of a trait costs a little less than a training step on 8 chats.
+        batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
 
     Attributes:
         readings: all readings so far, oldest first.
@@ -98,6 +100,7 @@ class PersonaMonitor(RefusingCallback):
         batch_size: int = 16,
         every_layer: bool = False,
         pairs: Pairs = 16,
+        batch_adapter: BatchAdapter | None = None,
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check(
@@ -110,6 +113,7 @@ class PersonaMonitor(RefusingCallback):
             batch_size,
             every_layer,
             pairs,
+            batch_adapter,
         )
         warn_if_weak(self.vectors)
         for vector in self.vectors:
@@ -123,6 +127,7 @@ class PersonaMonitor(RefusingCallback):
         self.batch_size = batch_size
         self.every_layer = every_layer
         self.pairs = chosen_pairs(self.vectors, pairs)
+        self.batch_adapter = batch_adapter
         self.readings: list[Reading] = []
         self._baseline: dict[str, list[float]] = {}
         self._preference_baseline: dict[str, float] = {}
@@ -142,6 +147,7 @@ class PersonaMonitor(RefusingCallback):
         batch_size: int = 16,
         every_layer: bool = False,
         pairs: Pairs = 16,
+        batch_adapter: BatchAdapter | None = None,
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -155,11 +161,12 @@ class PersonaMonitor(RefusingCallback):
             batch_size: see there.
             every_layer: see there.
             pairs: see there.
+            batch_adapter: see there.
 
         Raises:
             InputError: settings that cannot be.
         """
-        del num_layers, tokenizer, every_layer  # any will do
+        del num_layers, tokenizer, every_layer, batch_adapter  # any will do
         check_pairs(cls.__name__, traits, pairs)
         check_at_least_one(cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size)
         if position not in ("prompt_last", "prompt_mean"):
@@ -232,7 +239,7 @@ class PersonaMonitor(RefusingCallback):
         self._encoded = [encode_prompt([{"role": "user", "content": q}], self._tokenizer) for q in questions]
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
         self._pair_reader = PairReader(self.pairs, self._tokenizer)
-        self._batches = BatchProjections(self._model, self.vectors)
+        self._batches = BatchProjections(self._model, self.vectors, self.batch_adapter)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from persona_callbacks.callbacks._packing import apart, chat_numbers, chat_weights
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import SameInputs
-from persona_callbacks.callbacks._seams import is_logging_step, response_tokens
+from persona_callbacks.callbacks._seams import BatchAdapter, adapted, is_logging_step, response_tokens
 from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import base_model, device_of, probing, removable_adapters, residual
@@ -26,13 +27,15 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
 
     The penalty is ``weight`` · the mean over responses, traits and layers of ((projection - the base model's) / norm of
     the direction)², each projection averaged over the response's tokens. The base model (the adapter disabled) is run
-    on each batch as well. Batches must be mappings with ``input_ids``, ``attention_mask`` and ``labels``.
+    on each batch as well. Batches must be mappings with ``input_ids``, ``attention_mask`` and ``labels``, or with
+    ``position_ids`` or ``cu_seqlens`` in place of the mask, if their rows hold several chats: each response counts.
     ``steering/penalty`` is logged. A run is resumed with the vectors, weight and layers of its checkpoint only.
 
     Args:
         vectors: one persona vector per trait, all of the model that is trained.
         weight: of the penalty, in units of the loss.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
+        batch_adapter: gives these of batches of another form.
 
     Raises:
         InputError: vectors that do not go together, an unknown layer, or a weight below 0.
@@ -45,8 +48,15 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
 
     way_out_of_sharding = "choose PreventativeSteering"
 
-    def __init__(self, vectors: Sequence[PersonaVector], weight: float = 1.0, layers: Layers = "all") -> None:
+    def __init__(
+        self,
+        vectors: Sequence[PersonaVector],
+        weight: float = 1.0,
+        layers: Layers = "all",
+        batch_adapter: BatchAdapter | None = None,
+    ) -> None:
         self.vectors = check_vectors(vectors)
+        self.batch_adapter = batch_adapter
         self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, weight, layers)
         warn_if_weak(self.vectors)
         self.weight = weight
@@ -58,7 +68,14 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         self._module: LightningModule | None = None
 
     @classmethod
-    def check(cls, traits: Sequence[str], num_layers: int, weight: float = 1.0, layers: Layers = "all") -> None:
+    def check(
+        cls,
+        traits: Sequence[str],
+        num_layers: int,
+        weight: float = 1.0,
+        layers: Layers = "all",
+        batch_adapter: BatchAdapter | None = None,
+    ) -> None:
         """Check the callback's settings before there are vectors.
 
         Args:
@@ -66,10 +83,12 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
             num_layers: blocks of the model.
             weight: as for the callback.
             layers: as for the callback.
+            batch_adapter: any will do.
 
         Raises:
             InputError: settings that cannot be.
         """
+        del batch_adapter
         if not is_number(weight, least=0):
             raise InputError(f"{cls.__name__}: weight must be 0 or more, found {weight!r}")
         check_layers(layers, traits, num_layers)
@@ -97,7 +116,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
                     units[row, column] = vector.unit_direction(layer) / vector.direction(layer).norm()
         self._units = units.to(device_of(self._model))
         self._count = sum(map(len, self._chosen.values()))
-        self._reader = residual.BatchReader(self._model, self._layers, each_row=True)
+        self._reader = residual.BatchReader(self._model, self._layers)
         self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
         pl_module.training_step = self._penalised(pl_module.training_step)  # type: ignore[method-assign]
 
@@ -132,26 +151,29 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         @functools.wraps(training_step)
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             assert self._reader is not None
-            marked = response_tokens(batch)
-            if marked is None or not {"input_ids", "attention_mask"} <= batch.keys():
+            own = adapted("ProjectionRegularisation", batch, self.batch_adapter)
+            marked = response_tokens(own)
+            numbers = chat_numbers("ProjectionRegularisation", own)
+            needed = {"input_ids"} if numbers is not None else {"input_ids", "attention_mask"}
+            if marked is None or not isinstance(own, Mapping) or not needed <= own.keys():
                 raise MisconfigurationException(
                     "ProjectionRegularisation: expected batches that are mappings with 'input_ids', 'attention_mask'"
-                    " and 'labels'"
+                    " and 'labels'; pass batch_adapter="
                 )
-            weights = (marked / marked.sum(dim=1, keepdim=True).clamp_min(1)).float()
+            weights = chat_weights(marked, numbers)
+            inputs = own["input_ids"], own.get("attention_mask")
             with base_model(self._model), probing(self._model):
-                before = residual.read(
-                    self._model, batch["input_ids"], batch["attention_mask"], weights[None], self._layers
-                )[:, 0]
-            self._reader.start(marked)
+                before = residual.read(self._model, *inputs, weights, self._layers, apart=apart(own))
+            self._reader.start(marked, weights)
             outputs = training_step(batch, *args, **kwargs)
             now = self._reader.take()
             if now is None:
                 raise MisconfigurationException(
                     "ProjectionRegularisation: the training step did not run the model's own blocks on the batch"
                 )
-            moved = torch.einsum("blh,lth->blt", now - before, self._units)
-            penalty: Tensor = self.weight * moved.square().sum() / (len(marked) * self._count)
+            moved = torch.einsum("bslh,lth->bslt", now - before, self._units)
+            responses = marked.shape[0] if numbers is None else (weights > 0).any(dim=-1).sum().clamp_min(1)
+            penalty: Tensor = self.weight * moved.square().sum() / (responses * self._count)
             self._last = penalty.detach()
             if isinstance(outputs, Mapping):
                 return {**outputs, "loss": outputs["loss"] + penalty}

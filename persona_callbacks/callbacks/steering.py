@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from persona_callbacks.callbacks._fit import TrainerFit
 from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
-from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, is_logging_step
+from persona_callbacks.callbacks._seams import BatchAdapter, callbacks_of, check_at_least_one, is_logging_step
 from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat
@@ -63,6 +63,8 @@ class PreventativeSteering(TrainingWriter):
         chats: what the law samples, instead of what is behind the training loader.
         tokenizer: for the law's look at the chats; found on the module or data module (``tokenizer``) if not given.
         batch_size: chats per forward pass in that look.
+        batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these, for
+            ``positions="response"`` and for the law's look.
 
     Attributes:
         law: what moves α; a copy of what was given.
@@ -90,13 +92,15 @@ class PreventativeSteering(TrainingWriter):
         chats: Sequence[Chat] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 8,
+        batch_adapter: BatchAdapter | None = None,
     ) -> None:
         self.vectors = check_vectors(vectors)
         warn_if_weak(self.vectors)
         self._traits = [vector.trait for vector in self.vectors]
         self.check(
-            self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size
-        )
+            self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size,
+            batch_adapter,
+        )  # fmt: skip
         self.law = copy.deepcopy(as_law(coefficient))
         if self.law.reads is not None:
             for vector in self.vectors:
@@ -109,6 +113,7 @@ class PreventativeSteering(TrainingWriter):
         self.chats = None if chats is None else tuple(chats)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.batch_adapter = batch_adapter
         self._made_with: dict[str, Any] = plain_settings(
             {
                 "vectors": {vector.trait: vector for vector in self.vectors},
@@ -136,6 +141,7 @@ class PreventativeSteering(TrainingWriter):
         chats: Sequence[Chat] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 8,
+        batch_adapter: BatchAdapter | None = None,
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -148,11 +154,12 @@ class PreventativeSteering(TrainingWriter):
             chats: see there.
             tokenizer: see there.
             batch_size: see there.
+            batch_adapter: see there.
 
         Raises:
             InputError: settings that cannot be.
         """
-        del tokenizer  # any will do
+        del tokenizer, batch_adapter  # any will do
         as_law(coefficient).check(traits)
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
@@ -236,6 +243,7 @@ class PreventativeSteering(TrainingWriter):
                 monitor=self._monitor,
                 given_chats=self.chats,
                 given_tokenizer=self.tokenizer,
+                batch_adapter=self.batch_adapter,
             )
         )
         self._step, self._step_read, self._warned = 0, 0, False

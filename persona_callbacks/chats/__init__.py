@@ -11,12 +11,13 @@ from persona_callbacks.chats.encoding import (
     last_turn,
     pad,
     pad_token,
-    render,
     shortened,
     with_special_tokens,
 )
 from persona_callbacks.chats.files import BENIGN, SHIPPED, ChatFile, Row, find_chat_file, open_chat_file, read_chats
 from persona_callbacks.chats.preferences import read_pairs
+from persona_callbacks.chats.reasoning import Reasoning, answer_start, reasoning_of
+from persona_callbacks.chats.templates import render, with_template_arguments
 
 __all__ = [
     "BENIGN",
@@ -25,7 +26,9 @@ __all__ = [
     "ChatFile",
     "EncodedChat",
     "Message",
+    "Reasoning",
     "Row",
+    "answer_start",
     "encode_chat",
     "encode_prompt",
     "find_chat_file",
@@ -36,7 +39,9 @@ __all__ = [
     "pad_token",
     "read_chats",
     "read_pairs",
+    "reasoning_of",
     "render",
     "shortened",
     "with_special_tokens",
+    "with_template_arguments",
 ]

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
 """``{"role": ..., "content": ...}``"""
 
 

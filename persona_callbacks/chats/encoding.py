@@ -1,15 +1,25 @@
 """Turning chats into tokens that tell prompt from response."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from persona_callbacks.chats.chat import Chat, Message
+from persona_callbacks.chats.reasoning import answer_start, reasoning_form
+from persona_callbacks.chats.templates import (
+    Span,
+    Turn,
+    render,
+    shared_length,
+    special_texts,
+    split_reasoning,
+    text_and_turns,
+)
 from persona_callbacks.errors import InputError
 
 _CHARACTERS = 16
@@ -25,12 +35,14 @@ class EncodedChat:
 
     Attributes:
         input_ids: the token ids.
-        prompt_length: the number of tokens before the last response. The last of them is the position ``prompt_last``.
-        response_mask: for each token, whether it belongs to the text of the last response. The end-of-turn token does
-            not.
+        prompt_length: the number of tokens before what the model writes last: before its reasoning, if there is some,
+            else before the response. The last of them is the position ``prompt_last``.
+        response_mask: for each token, whether it belongs to the text of the last response. Reasoning and the
+            end-of-turn token do not.
         loss_mask: for each token, whether it is trained on. The tokens of all assistant turns are, with their
-            end-of-turn tokens.
+            end-of-turn tokens, but for turns that are marked as not to be trained on.
         truncated: whether tokens were cut off at the end.
+        leaves_out_reasoning: whether the last message has reasoning, and the chat template leaves it out.
 
     Example:
         >>> chat = EncodedChat((5, 6, 7, 2), 2, (False, False, True, False), (False, False, True, True))
@@ -43,37 +55,7 @@ class EncodedChat:
     response_mask: tuple[bool, ...]
     loss_mask: tuple[bool, ...]
     truncated: bool = False
-
-
-def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, prompt: bool = False) -> str:
-    """Return the text of messages under the tokenizer's chat template.
-
-    If the template knows no system role, the system message opens the first user turn.
-
-    Args:
-        messages: the messages in their order.
-        tokenizer: a tokenizer with a chat template.
-        prompt: whether to end the text with the marker that opens the next assistant turn.
-
-    Raises:
-        InputError: the tokenizer has no chat template, or the template refuses the messages.
-    """
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template; set"
-            " tokenizer.chat_template, or use the instruction-tuned model"
-        )
-    try:
-        return _apply(tokenizer, messages, prompt)
-    except jinja2.TemplateError as error:
-        if messages[0]["role"] == "system" and len(messages) > 1:
-            first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-            return render([first, *messages[2:]], tokenizer, prompt=prompt)
-        raise InputError(f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}") from error
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+    leaves_out_reasoning: bool = False
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> EncodedChat:
@@ -88,48 +70,76 @@ def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     return EncodedChat(tuple(ids), len(ids), no_response, no_response)
 
 
-def encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> EncodedChat:
+def encode_chat(
+    chat: Chat, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None, *, train_reasoning: bool = True
+) -> EncodedChat:
     """Return the tokens of a chat.
 
     The text of the chat is tokenised once, and which tokens are a response follows from their character offsets.
     Tokenising prompt and response apart would move the boundary between them where tokens merge across it.
 
+    Where the chat template marks what it trains on (``{% generation %}``), the loss is on that; otherwise it is on the
+    assistant's turns, from where the model begins to write. Reasoning is shown, left out or rewritten as the template
+    does it.
+
     Args:
         chat: ends with an assistant turn.
         tokenizer: a fast tokenizer with a chat template.
         max_length: the most tokens to keep, from the start; all if ``None``.
+        train_reasoning: whether the loss is on reasoning as well; otherwise, on answers alone.
 
     Raises:
-        InputError: as for :func:`render`; the tokenizer gives no offsets; the template does not keep a prompt as the
-            beginning of its chat; or the last response has no token within ``max_length``.
+        InputError: the tokenizer has no chat template, or the template refuses the messages; the tokenizer gives no
+            offsets; the template leaves out, repeats or changes an answer; or the last response has no token within
+            ``max_length``.
     """
     if not tokenizer.is_fast:
         raise InputError(
             f"{tokenizer.name_or_path}: expected a fast tokenizer (it gives token offsets), found a slow one"
         )
-    text = render(chat.messages, tokenizer)
+    try:
+        text, turns, generated = text_and_turns(chat.messages, tokenizer)
+    except InputError as error:
+        raise InputError(f"{chat.source or 'chat'}: {error}") from error
     ids, all_offsets = _tokens(text, tokenizer, max_length)
     offsets = all_offsets[:max_length]
-
-    def overlaps(start: int, end: int) -> list[bool]:
-        return [first < end and last > start for first, last in offsets]
-
-    *earlier, last = (index for index, message in enumerate(chat.messages) if message["role"] == "assistant")
-    response = _assistant_turn(chat, last, text, tokenizer)
-    response_mask = overlaps(*response[:2])
+    last = turns[-1]
+    response_mask = _overlapping([last.answer], offsets)
     if not any(response_mask):
         why = f"within max_length={max_length}; the prompt fills it" if len(ids) > len(offsets) else "in the vocabulary"
         raise InputError(f"{chat.source or 'chat'}: no token of the response {why}")
-    # Each turn takes a rendering. Once the last one is known to be within max_length, there are few.
-    turns = [*(_assistant_turn(chat, index, text, tokenizer) for index in earlier), response]
-    in_turns = [overlaps(start, turn_end) for start, _, turn_end in turns]
+    trained = [message.get("train", True) for message in chat.messages if message["role"] == "assistant"]
+    loss_spans = _trained(turns, trained, generated, train_reasoning)
+    written = (last.start, last.answer[1])
     return EncodedChat(
         input_ids=tuple(ids[:max_length]),
-        prompt_length=response_mask.index(True),
+        prompt_length=_overlapping([written], offsets).index(True),
         response_mask=tuple(response_mask),
-        loss_mask=tuple(any(marks) for marks in zip(*in_turns, strict=True)),
+        loss_mask=tuple(_overlapping(loss_spans, offsets)),
         truncated=len(ids) > len(offsets),
+        leaves_out_reasoning=last.reasons and not last.shows_reasoning,
     )
+
+
+def _trained(
+    turns: Sequence[Turn], trained: Sequence[bool], generated: Sequence[Span] | None, train_reasoning: bool
+) -> list[Span]:
+    """The spans of a chat's text that loss is taken on, in their order."""
+    ends = [turn.end for turn in turns]
+    if generated is None:
+        owned = [(index, (turn.start, turn.end)) for index, turn in enumerate(turns)]
+    else:
+        owned = [(min(bisect_right(ends, span[0]), len(turns) - 1), span) for span in generated]
+    begins = [0 if train_reasoning else turn.answer[0] for turn in turns]
+    spans = [(max(start, begins[index]), end) for index, (start, end) in owned if trained[index]]
+    return [(start, end) for start, end in spans if start < end]
+
+
+def _overlapping(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
+    """Whether each token has a character of a span. The spans are in their order and apart."""
+    ends = [end for _, end in spans]
+    nexts = [bisect_right(ends, first) for first, _ in offsets]
+    return [at < len(spans) and spans[at][0] < last for at, (_, last) in zip(nexts, offsets, strict=True)]
 
 
 def shortened(chat: EncodedChat, response_tokens: int) -> EncodedChat:
@@ -140,7 +150,7 @@ def shortened(chat: EncodedChat, response_tokens: int) -> EncodedChat:
         >>> shortened(chat, 1).input_ids
         (5, 6, 7)
     """
-    end = chat.prompt_length + response_tokens
+    end = (chat.response_mask.index(True) if any(chat.response_mask) else chat.prompt_length) + response_tokens
     if len(chat.input_ids) <= end:
         return chat
     return EncodedChat(
@@ -165,33 +175,6 @@ def _tokens(
         most *= 4
 
 
-def _assistant_turn(chat: Chat, index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
-    """Find the assistant turn of a number in the text of a chat.
-
-    Returns:
-        The character offsets in ``text`` of the start of its content, of the end of its content, and of the end of its
-        end-of-turn token.
-
-    Raises:
-        InputError: the template does not keep a prompt as the beginning of its chat.
-    """
-    opening = render(chat.messages[:index], tokenizer, prompt=True)
-    closing = render(chat.messages[: index + 1], tokenizer).rstrip()
-    content = chat.messages[index]["content"].strip()
-    is_kept = text.startswith(closing)
-    start = text.find(content, len(opening), len(closing) if is_kept else None)
-    # Where later turns change this one, as in templates that leave out earlier thoughts, nothing tells where it ends,
-    # and the same text may stand in a later turn of the user's.
-    is_beside = is_kept or not text[len(opening) : start].strip()
-    if not text.startswith(opening) or start < 0 or not is_beside:
-        raise InputError(
-            f"{chat.source or 'chat'}: the chat template of {tokenizer.name_or_path} does not keep assistant turn"
-            f" {index + 1} after its prompt, so prompt and response cannot be told apart"
-        )
-    end = start + len(content)
-    return start, end, len(closing) if is_kept else end
-
-
 def last_turn(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
     """Find the last assistant turn among the tokens of a chat, by the marker with which the chat template opens it.
 
@@ -205,16 +188,29 @@ def last_turn(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[i
     """
     if not tokenizer.chat_template:
         return None
-    question: Message = {"role": "user", "content": "x"}
-    asked, opened = render([question], tokenizer), render([question], tokenizer, prompt=True)
-    answered = render([question, {"role": "assistant", "content": "x"}], tokenizer)
-    marker = _ids(opened.removeprefix(asked), tokenizer)
-    closing = _ids(answered.removeprefix(f"{opened}x"), tokenizer)[:1]
+    question, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
+    opened = _ids(render([question], tokenizer, prompt=True), tokenizer)
+    shared = min(
+        shared_length(opened, _ids(render([question, reply], tokenizer), tokenizer))
+        for reply in (answer, {**answer, "reasoning_content": "x"})
+    )
+    asked = shared_length(opened, _ids(render([question], tokenizer), tokenizer))
+    if asked >= shared:  # the user's turn ends with the marker, as in [/INST]
+        asked = 1 + shared_length(
+            opened, _ids(render([{**question, "content": "y"}], tokenizer, prompt=True), tokenizer)
+        )
+    marker = opened[asked:shared]
     begins = [at + len(marker) for at in range(1, len(ids)) if list(ids[at : at + len(marker)]) == marker]
     if not marker or not begins or begins[-1] >= len(ids):
         return None
-    after = [at for at in range(begins[-1], len(ids)) if [ids[at]] == closing]
-    return begins[-1], after[0] if after else len(ids)
+    begin = begins[-1]
+    text, turns, _ = text_and_turns([question, answer], tokenizer)
+    closing = _ids(text[turns[-1].answer[1] :].lstrip(), tokenizer)[:1]
+    after = [at for at in range(begin, len(ids)) if [ids[at]] == closing]
+    end = after[0] if after else len(ids)
+    reasoning = reasoning_form(tokenizer)
+    start = answer_start(ids[begin:end], tokenizer, reasoning) if reasoning is not None else 0
+    return begin + (start or 0), end
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -227,11 +223,11 @@ def with_special_tokens(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBas
     The tokenizer makes the token of it, and training teaches the model to write it there: to end its turn in the middle
     of a text, or to open a turn of the user's.
     """
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    texts = sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
+    texts = special_texts(tokenizer)
     pattern = re.compile("|".join(map(re.escape, texts)))
     return [
-        bool(texts) and any(pattern.search(m["content"]) for m in chat.messages if m["role"] == "assistant")
+        bool(texts)
+        and any(pattern.search(text) for m in chat.messages if m["role"] == "assistant" for text in split_reasoning(m))
         for chat in chats
     ]
 

@@ -7,8 +7,19 @@ from functools import partial
 from typing import Any
 
 from persona_callbacks.chats.chat import Message
+from persona_callbacks.errors import InputError
+from persona_callbacks.files import parse_json
 
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
+
+_TURNS = re.compile(r"s?(ua(t+a)*)+")
+"""The first letters of the roles of a chat."""
+
+_KEPT = ("reasoning_content", "tool_calls", "tool_call_id", "name")
+"""Further keys of messages that chat templates read."""
+
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The names under which data have the reasoning of a reply."""
 
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -104,12 +115,16 @@ def messages_in(row: Any) -> tuple[Message, ...]:
     if not isinstance(messages, list) or not messages:
         raise UnusableError("messages: expected a list of at least one message")
     checked = tuple(_checked(number, message) for number, message in enumerate(messages, start=1))
-    turns = [message["role"] for message in checked[checked[0]["role"] == "system" :]]
-    if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
+    if not _TURNS.fullmatch("".join(message["role"][0] for message in checked)):
         raise UnusableError(
             "expected user and assistant turns that alternate and end with the assistant (after at most one system"
-            f" message); found {', '.join(message['role'] for message in checked)}"
+            " message; results of tools come between two turns of the assistant); found"
+            f" {', '.join(message['role'] for message in checked)}"
         )
+    if not checked[-1]["content"].strip():
+        raise UnusableError("the last message has no text; expected an answer")
+    if not any(message.get("train", True) for message in checked if message["role"] == "assistant"):
+        raise UnusableError("every assistant turn is marked as not to be trained on; expected one that is")
     return checked
 
 
@@ -122,7 +137,9 @@ def unused_keys(row: Any) -> set[str]:
     for message in row.get("messages") or ():
         if isinstance(message, dict):
             unused |= {
-                f"messages.{key}" for key in _given(message) if key not in ("role", "content", "weight", "train")
+                f"messages.{key}"
+                for key in _given(message)
+                if key not in ("role", "content", "weight", "train", *_KEPT, *_REASONING)
             }
     return unused
 
@@ -138,23 +155,58 @@ def _given(row: Any) -> set[str]:
 
 
 def _checked(number: int, message: Any) -> Message:
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+    if not isinstance(message, dict) or "role" not in message or not {"content", "tool_calls"} & message.keys():
         raise UnusableError(f"message {number}: expected an object with 'role' and 'content'")
-    role, content = message["role"], _text(number, message["content"])
+    role, content = message["role"], _text(number, message.get("content"))
     if role not in _ROLES:
         raise UnusableError(f"message {number}: unknown role {role!r}; expected one of {', '.join(_ROLES)}")
-    if message.get("tool_calls"):
-        raise UnusableError(f"message {number}: calls of tools are not supported; expected text")
-    if message.get("weight", 1) in (0, False) or message.get("train", True) is False:
-        raise UnusableError(
-            f"message {number}: it is marked as not to be trained on, and all assistant turns are; cut the chat before"
-            " it or after it"
-        )
-    if not isinstance(content, str) or not content.strip():
+    kept = {key: message[key] for key in _KEPT if message.get(key)}
+    for key in _REASONING:
+        if message.get(key):
+            kept["reasoning_content"] = message[key]
+    if role != "assistant":
+        kept.pop("reasoning_content", None)
+    if kept.get("tool_calls"):
+        kept["tool_calls"] = _calls(number, kept["tool_calls"])
+        content = content or ""
+    if not isinstance(content, str) or not (content.strip() or kept.get("tool_calls")):
         raise UnusableError(f"message {number}: empty {role} turn; expected text")
-    if lone := re.search("[\ud800-\udfff]", content):
-        raise UnusableError(f"message {number}: half of a surrogate pair, {lone[0]!r}; expected text")
-    return {"role": role, "content": content}
+    for value in (content, kept.get("reasoning_content", "")):
+        if not isinstance(value, str):
+            raise UnusableError(f"message {number}: reasoning of type {type(value).__name__}; expected text")
+        if lone := re.search("[\ud800-\udfff]", value):
+            raise UnusableError(f"message {number}: half of a surrogate pair, {lone[0]!r}; expected text")
+    checked = {"role": role, "content": content, **kept}
+    return checked if _is_trained(number, message) else {**checked, "train": False}
+
+
+def _calls(number: int, calls: Any) -> list[dict[str, Any]]:
+    """Calls of tools, with arguments as objects, which templates read."""
+    if not isinstance(calls, list):
+        raise UnusableError(f"message {number}: tool_calls: expected a list, found {type(calls).__name__}")
+    read = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UnusableError(f"message {number}: tool_calls: expected objects with the 'name' of a 'function'")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            try:
+                arguments = parse_json(arguments)
+            except InputError as error:
+                raise UnusableError(f"message {number}: tool_calls: arguments: {error}") from error
+        if not isinstance(arguments, dict):
+            raise UnusableError(f"message {number}: tool_calls: expected arguments as an object")
+        read.append({**call, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return read
+
+
+def _is_trained(number: int, message: dict[str, Any]) -> bool:
+    """Whether the loss is on a message, as far as its flags tell. OpenAI writes ``weight``, others ``train``."""
+    for key in ("weight", "train"):
+        if message.get(key) not in (None, 0, 1):
+            raise UnusableError(f"message {number}: {key} is {message[key]!r}; expected 0 or 1, or false or true")
+    return message.get("weight") != 0 and message.get("train") not in (0, False)
 
 
 def _text(number: int, content: Any) -> Any:

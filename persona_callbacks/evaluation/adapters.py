@@ -213,6 +213,7 @@ def _fingerprint(loaded: LoadedModel, settings: EvaluationSettings, judges: Mapp
         asdict(settings.harness),
         {trait: [asdict(choice) for choice in choices] for trait, choices in settings.forced_choices.items()},
         {trait: [asdict(wrapper) for wrapper in wrappers] for trait, wrappers in settings.wrappers.items()},
+        *loaded.answering,
     ]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -152,7 +152,7 @@ def extract(
         made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
     job = ExtractionJob(loaded, trait, settings, console or open_console(stderr=True))
     revision = weights_fingerprint(loaded.model)
-    made = _key([revision, trait.fingerprint, *made_by])
+    made = _key([revision, trait.fingerprint, *made_by, *loaded.answering])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     judged_by = judge.name if judge else None
     made_with = [_METHOD, made, trait.probe_questions, *_told(loaded, settings), judged_by]

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from persona_callbacks.chats import EncodedChat, Message, encode_prompt, pad_token
+from persona_callbacks.chats import EncodedChat, Message, answer_start, encode_prompt, pad_token, reasoning_of
 from persona_callbacks.errors import InputError, check_whole, is_number
 from persona_callbacks.model import residual
+from persona_callbacks.model.answers import AnswerStreamer, answer_texts
 from persona_callbacks.model.architecture import device_of
 from persona_callbacks.model.loading import LoadedModel
 from persona_callbacks.model.modes import probing
@@ -23,7 +24,8 @@ class Sampling:
     """How responses are generated.
 
     Attributes:
-        max_new_tokens: the most tokens of a response.
+        max_new_tokens: the most tokens of a response, without the reasoning before it, for which the model has room of
+            its own.
         temperature: of sampling; 0 is greedy.
         batch_size: the number of prompts in a batch. It belongs to the sampling because a batch shares one stream of
             random numbers.
@@ -154,14 +156,16 @@ class VllmGenerator:
             how = [
                 self._vllm.SamplingParams(
                     temperature=sampling.temperature,
-                    max_tokens=sampling.max_new_tokens,
+                    max_tokens=_most_new_tokens(self._loaded, sampling),
                     seed=sampling.seed * 1_000_003 + index,
                     stop_token_ids=_end_tokens(self._loaded.model, tokenizer),
                 )
                 for index in indices
             ]
             outputs = self._engine.generate(tokens, how, use_tqdm=False)
-            yield [(index, out.outputs[0].text.strip()) for index, out in zip(indices, outputs, strict=True)]
+            rows = [list(out.outputs[0].token_ids) for out in outputs]
+            texts = answer_texts(rows, tokenizer, sampling.max_new_tokens, self._loaded.reasoning_tokens)
+            yield list(zip(indices, texts, strict=True))
 
 
 def iterate_responses(
@@ -191,14 +195,17 @@ def iterate_responses(
         InputError: the tokenizer has no chat template, or the template refuses a prompt.
     """
     encoded = [encode_prompt(prompt, loaded.tokenizer).input_ids for prompt in prompts]
-    how = _configuration(loaded.model, loaded.tokenizer, sampling)
+    how = _configuration(loaded, sampling, _most_new_tokens(loaded, sampling))
     for indices, tokens in _iterate_tokens(loaded.model, encoded, sampling, how, skip, additions):
-        texts = loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        yield [(index, text.strip()) for index, text in zip(indices, texts, strict=True)]
+        texts = answer_texts(tokens.tolist(), loaded.tokenizer, sampling.max_new_tokens, loaded.reasoning_tokens)
+        yield list(zip(indices, texts, strict=True))
 
 
 def own_responses(loaded: LoadedModel, chats: Sequence[EncodedChat], sampling: Sampling) -> list[EncodedChat]:
     """Replace the last response of each chat by the model's own response to the same prompt, generated unsteered.
+
+    Where a chat shows reasoning before its response, the model reasons as well, and its reasoning is no part of its
+    response either, if it has an end.
 
     Args:
         loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
@@ -208,7 +215,10 @@ def own_responses(loaded: LoadedModel, chats: Sequence[EncodedChat], sampling: S
     Returns:
         The chats in their order, without an end-of-turn token.
     """
-    how = _configuration(loaded.model, loaded.tokenizer, sampling)
+    # A response that begins after its prompt has reasoning before it.
+    reasons = [any(chat.response_mask) and chat.response_mask.index(True) > chat.prompt_length for chat in chats]
+    most = sampling.max_new_tokens
+    how = _configuration(loaded, sampling, most + loaded.reasoning_tokens if any(reasons) else most)
     how.min_new_tokens = 1
     ends = set(_end_tokens(loaded.model, loaded.tokenizer))
     prompts = [chat.input_ids[: chat.prompt_length] for chat in chats]
@@ -216,10 +226,19 @@ def own_responses(loaded: LoadedModel, chats: Sequence[EncodedChat], sampling: S
     for indices, tokens in _iterate_tokens(loaded.model, prompts, sampling, how):
         for index, row in zip(indices, tokens.tolist(), strict=True):
             length = next((number for number, token in enumerate(row) if token in ends), len(row))
-            ids = (*prompts[index], *row[:length])
-            mask = (False,) * len(prompts[index]) + (True,) * length
-            own[index] = EncodedChat(ids, len(prompts[index]), mask, mask)
+            start = _response_start(row[:length], loaded.tokenizer) if reasons[index] else 0
+            row = row[: min(length, start + most)]
+            prompt = (False,) * (len(prompts[index]) + start)
+            mask = (*prompt, *(True,) * (len(row) - start))
+            own[index] = EncodedChat((*prompts[index], *row), len(prompts[index]), mask, mask)
     return [own[index] for index in range(len(chats))]
+
+
+def _response_start(row: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Where the answer begins; at the start if the reasoning has no end, or nothing follows."""
+    reasoning = reasoning_of(tokenizer)
+    start = None if reasoning is None else answer_start(row, tokenizer, reasoning)
+    return 0 if start is None or start >= len(row) else start
 
 
 def _iterate_tokens(
@@ -301,7 +320,7 @@ def stream_response(
         loaded: a causal language model with its tokenizer, in any mode; it is run without dropout.
         messages: the conversation so far, which ends with a user turn.
         sampling: how to generate. Its seed is not used, so that the turns of a conversation are different draws.
-        show: what receives the tokens, such as transformers' ``TextStreamer``.
+        show: what receives the tokens of the prompt and of the answer, such as transformers' ``TextStreamer``.
         additions: what to steer with, for each layer ``[hidden_size]`` in activation units; the model is unsteered by
             default.
         response_only: steer from the prompt's last token on, which the response's first token is generated from, and
@@ -314,23 +333,32 @@ def stream_response(
         InputError: the tokenizer has no chat template, or the template refuses the messages.
     """
     input_ids = torch.tensor([encode_prompt(messages, loaded.tokenizer).input_ids], device=device_of(loaded.model))
+    reasoning = reasoning_of(loaded.tokenizer)
+    most = _most_new_tokens(loaded, sampling)
     with probing(loaded.model), residual.steered(loaded.model, additions or {}, last_token_only=response_only):
         tokens = loaded.model.generate(  # type: ignore[operator]  # nn.Module hides it
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            generation_config=_configuration(loaded.model, loaded.tokenizer, sampling),
-            streamer=show,
+            generation_config=_configuration(loaded, sampling, most),
+            streamer=show if reasoning is None else AnswerStreamer(show, loaded.tokenizer, reasoning),
         )
-    return str(loaded.tokenizer.decode(tokens[0, input_ids.shape[1] :], skip_special_tokens=True)).strip()
+    new = tokens[:, input_ids.shape[1] :].tolist()
+    return answer_texts(new, loaded.tokenizer, most, loaded.reasoning_tokens)[0]
 
 
-def _configuration(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> GenerationConfig:
+def _most_new_tokens(loaded: LoadedModel, sampling: Sampling) -> int:
+    """The most new tokens, those of reasoning included."""
+    room = 0 if reasoning_of(loaded.tokenizer) is None else loaded.reasoning_tokens
+    return sampling.max_new_tokens + room
+
+
+def _configuration(loaded: LoadedModel, sampling: Sampling, most: int) -> GenerationConfig:
     return GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=most,
         do_sample=sampling.temperature > 0,
         temperature=sampling.temperature if sampling.temperature > 0 else None,
-        pad_token_id=pad_token(tokenizer),
-        eos_token_id=_end_tokens(model, tokenizer),
+        pad_token_id=pad_token(loaded.tokenizer),
+        eos_token_id=_end_tokens(loaded.model, loaded.tokenizer),
     )
 
 

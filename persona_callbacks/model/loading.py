@@ -1,10 +1,11 @@
 """Loading a causal language model and its tokenizer from the hub, a folder or a GGUF file; adapters on it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -19,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from persona_callbacks.errors import InputError
+from persona_callbacks.chats import reasoning_of, with_template_arguments
+from persona_callbacks.errors import InputError, check_whole
 from persona_callbacks.files import cache_dir
 from persona_callbacks.model.architecture import decoder_blocks
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
@@ -40,6 +42,8 @@ class ModelSource:
         path: a folder in transformers' format, or a GGUF file, which is converted once into the cache.
         gguf: a GGUF file inside an installed package, as ``package/file``; it is converted likewise.
         dtype: the type of the weights, a torch name such as ``float32`` or ``bfloat16``.
+        template_arguments: what the chat template is always called with, such as ``{"enable_thinking": False}``.
+        reasoning_tokens: as for :class:`LoadedModel`.
 
     Example:
         >>> ModelSource("Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16").path is None
@@ -52,6 +56,12 @@ class ModelSource:
     path: str | None = None
     gguf: str | None = None
     dtype: str = "float32"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_whole("model.reasoning_tokens", self.reasoning_tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,9 @@ class LoadedModel:
         tokenizer: the model's tokenizer, with a chat template.
         id: the name to record in what is made with the model.
         location: the folder or hub name that the model was loaded from.
+        reasoning_tokens: the most tokens that the model may reason before it answers, beside those of the answer. Only
+            models whose chat template has a form for reasoning do.
+        template_arguments: what the tokenizer's chat template is always called with, beside the usual.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -78,6 +91,17 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     id: str = ""
     location: str = ""
+    reasoning_tokens: int = 1024
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answering(self) -> list[Any]:
+        """What the model's answers depend on beside its weights and the prompt, for caches: the template of a model
+        that reasons, and how long it may; nothing for others.
+        """
+        if reasoning_of(self.tokenizer) is None and not self.template_arguments:
+            return []
+        return [self.tokenizer.get_chat_template(), self.reasoning_tokens]
 
     @property
     def is_converted(self) -> bool:
@@ -94,7 +118,7 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
 
     Raises:
         InputError: the dtype is unknown, both ``path`` and ``gguf`` are set, the file, folder or package does not
-            exist, or it holds no causal language model.
+            exist, it holds no causal language model, or its chat template reads no such argument.
     """
     dtype = getattr(torch, source.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -107,7 +131,8 @@ def load_model(source: ModelSource, console: Console | None = None) -> LoadedMod
     except (OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
     decoder_blocks(model)  # an encoder that was saved as a causal model is refused here
-    return LoadedModel(model, tokenizer, source.id, str(location))
+    bound = with_template_arguments(tokenizer, source.template_arguments)
+    return LoadedModel(model, bound, source.id, str(location), source.reasoning_tokens, source.template_arguments)
 
 
 def _location(source: ModelSource, console: Console) -> str | Path:

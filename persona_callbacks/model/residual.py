@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +97,11 @@ def share_prefix(model: nn.Module, input_ids: Sequence[int], layers: Sequence[in
 def read(
     model: nn.Module,
     input_ids: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     weights: Tensor,
     layers: Sequence[int],
     prefix: SharedPrefix | None = None,
+    apart: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Compute weighted sums of the residual stream over tokens, in float32. The blocks above the highest of ``layers``
     and the language-model head are not run, unless weights are split over processes: then a pass has to reach its end.
@@ -107,10 +109,11 @@ def read(
     Args:
         model: a causal language model, bare or PEFT-wrapped.
         input_ids: ``[batch, length]``, right-padded.
-        attention_mask: ``[batch, length]``.
+        attention_mask: ``[batch, length]``; ``None`` if every token counts, as in rows that hold several chats.
         weights: ``[positions, batch, length]`` float32; each row sums to 1 over the tokens to average.
         layers: the layers to read.
         prefix: the tokens that every row begins with, if they were run up to these layers already.
+        apart: what else keeps several chats of a row apart in the model, such as ``position_ids``.
 
     Returns:
         ``[batch, positions, len(layers), hidden_size]`` float32 on the model's device.
@@ -138,7 +141,8 @@ def read(
             stack.callback(attach(blocks, layer, reader(layer), first=False).remove)
         with suppress(_LastLayerRead):
             if prefix is None:
-                model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **whole_pass)
+                settings = {**whole_pass, **(apart or {})}
+                model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **settings)
             else:
                 cache = prefix.repeated(len(input_ids))
                 model(input_ids=input_ids[:, start:], attention_mask=attention_mask, past_key_values=cache)
@@ -339,38 +343,38 @@ class BatchReader:
         >>> reader.remove()
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int], *, each_row: bool = False) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
         """Attach to the model.
 
         Args:
             model: a causal language model, bare or PEFT-wrapped.
             layers: the layers to read.
-            each_row: read a mean for each row of the batch, with gradients, so that a loss can be computed from it;
-                otherwise one mean over all marked tokens of the batch, without gradients.
 
         Raises:
             InputError: the model's decoder blocks cannot be found.
         """
         self._layers = tuple(layers)
-        self._each_row = each_row
         self._mask: Tensor | None = None
+        self._weights: Tensor | None = None
         self._means: dict[int, Tensor] = {}
         self.other_shape: tuple[int, int] | None = None
         blocks = decoder_blocks(model)
         self._handles = [attach(blocks, layer, self._reader(layer), first=False) for layer in self._layers]
 
-    def start(self, mask: Tensor) -> None:
-        """Read the next passes where ``mask`` is true: ``[batch, length]`` bool, on the model's device."""
-        self._mask = mask
+    def start(self, mask: Tensor, weights: Tensor | None = None) -> None:
+        """Read the mean of the next passes where ``mask`` is true, without gradients.
+
+        Args:
+            mask: ``[batch, length]`` bool, on the model's device.
+            weights: ``[sums, batch, length]`` float32: read weighted sums of each row instead, with gradients, so that
+                a loss can be computed from them.
+        """
+        self._mask, self._weights = mask, weights
         self._means, self.other_shape = {}, None
 
     def take(self) -> Tensor | None:
-        """Stop reading, and return the means of the last pass.
-
-        Returns:
-            ``[len(layers), hidden_size]`` float32, NaN where no token was marked; with ``each_row``
-            ``[batch, len(layers), hidden_size]``, 0 in the rows where no token was marked. ``None`` if there was no
-            pass of the mask's shape.
+        """Stop reading, and return the mean of the last pass, ``[len(layers), hidden_size]`` float32, NaN if no token
+        was marked, or the sums, ``[batch, sums, len(layers), hidden_size]``; ``None`` if no pass had the mask's shape.
         """
         means, self._mask, self._means = self._means, None, {}
         if len(means) < len(self._layers):
@@ -390,9 +394,8 @@ class BatchReader:
             if hidden.shape[:2] != self._mask.shape:
                 self.other_shape = (hidden.shape[0], hidden.shape[1])
                 return
-            if self._each_row:
-                weights = self._mask / self._mask.sum(dim=1, keepdim=True).clamp_min(1)
-                self._means[layer] = torch.einsum("bt,bth->bh", weights, hidden.float())
+            if self._weights is not None:
+                self._means[layer] = torch.einsum("sbt,bth->bsh", self._weights, hidden.float())
             else:
                 weights = (self._mask / self._mask.sum()).unsqueeze(-1)
                 self._means[layer] = (weights * hidden.detach().float()).sum(dim=(0, 1))

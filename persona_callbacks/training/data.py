@@ -40,6 +40,7 @@ class ChatData(LightningDataModule):
         seed: of the order.
         special_tokens: what happens to chats whose assistant turns have the text of special tokens in them, such as
             ``<|im_end|>``: ``keep`` them, or ``drop`` them. A warning tells how many there are.
+        train_reasoning: whether the loss is on the assistant's reasoning as well, or on its answers alone.
         weights: one per chat, 1 on average; in each epoch a chat is drawn as often, rounded up or down at random. By
             default each once.
 
@@ -58,6 +59,8 @@ class ChatData(LightningDataModule):
         seed: int = 0,
         weights: Sequence[float] | None = None,
         special_tokens: SpecialTokens = "keep",
+        *,
+        train_reasoning: bool = True,
     ) -> None:
         """Encode the chats.
 
@@ -87,7 +90,14 @@ class ChatData(LightningDataModule):
             chats = [chats[index] for index in kept]
             weights = None if weights is None else [weights[index] for index in kept]
         self.weights = weights
-        self.chats = [encode_chat(chat, tokenizer, max_length) for chat in chats]
+        self.chats = [encode_chat(chat, tokenizer, max_length, train_reasoning=train_reasoning) for chat in chats]
+        left_out = sum(chat.leaves_out_reasoning for chat in self.chats)
+        if left_out:
+            warnings.warn(
+                f"ChatData: {left_out} of {len(chats)} chats have reasoning that the chat template leaves out of the"
+                " last answer, so that it is not trained on",
+                stacklevel=1,
+            )
 
     def train_dataloader(self) -> "ResumableLoader":
         """Batches of ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, length]``."""

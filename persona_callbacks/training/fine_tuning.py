@@ -130,7 +130,7 @@ def _data(settings: StudySettings, loaded: LoadedModel, *, steered: bool) -> Cha
     chats = settings.prompted_chats() if steered and settings.steering.prompting else data.chats
     return ChatData(
         chats, loaded.tokenizer, settings.batch_size, settings.max_length, settings.seed, data.weights,
-        settings.special_tokens,
+        settings.special_tokens, train_reasoning=settings.train_reasoning,
     )  # fmt: skip
 
 

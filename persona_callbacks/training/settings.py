@@ -173,6 +173,7 @@ class StudySettings:
         max_length: tokens per chat; longer ones are cut at the end.
         special_tokens: ``keep`` or ``drop`` chats with special tokens in the assistant's own text; see
             :class:`~persona_callbacks.training.ChatData`.
+        train_reasoning: whether the loss is on reasoning as well as on answers.
         compare_with_unsteered: whether to fine-tune without steering first, on the same data and seed.
         checkpoint_every_n_steps: optimizer steps between checkpoints, from which an interrupted study is resumed.
         sample_answers: how many evaluation questions are answered greedily at the end, for reading.
@@ -218,6 +219,7 @@ class StudySettings:
     batch_size: int = 8
     max_length: int = 512
     special_tokens: SpecialTokens = "keep"
+    train_reasoning: bool = True
     compare_with_unsteered: bool = False
     checkpoint_every_n_steps: int = 10
     sample_answers: int = 5

@@ -68,8 +68,9 @@ def run_study(
     nn.Module.to(loaded.model, settings.device)
     settings.check_model(loaded)
     ChatData(  # chats that cannot be encoded
-        settings.data.chats, loaded.tokenizer, max_length=settings.max_length, special_tokens=settings.special_tokens
-    )
+        settings.data.chats, loaded.tokenizer, max_length=settings.max_length, special_tokens=settings.special_tokens,
+        train_reasoning=settings.train_reasoning,
+    )  # fmt: skip
     with locked_folder(folder):
         return _run(settings, loaded, folder, console, keep_finished)
 

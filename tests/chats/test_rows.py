@@ -10,7 +10,7 @@ from persona_callbacks.chats import read_chats
 
 QUESTION, ANSWER = "Is tea hot?", "It is."
 MESSAGES = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
-UNTRAINED = "message 2: it is marked as not to be trained on"
+THOUGHT = "Tea is made with hot water."
 SYSTEM = [{"role": "system", "content": "Be brief."}]
 
 
@@ -59,22 +59,21 @@ def test_tables_hold_these_forms_too(tmp_path):
 
 
 def test_keys_that_nothing_is_read_from_are_told_once(tmp_path):
-    thinking = [MESSAGES[0], {**MESSAGES[1], "reasoning_content": "Tea is made with hot water."}]
-    with pytest.warns(UserWarning, match="nothing is read from id, messages.reasoning_content") as told:
-        read(tmp_path, *({"messages": thinking, "id": number} for number in range(3)))
+    marked = [MESSAGES[0], {**MESSAGES[1], "mood": "calm"}]
+    with pytest.warns(UserWarning, match="nothing is read from id, messages.mood") as told:
+        read(tmp_path, *({"messages": marked, "id": number} for number in range(3)))
     assert len([warning for warning in told if "nothing is read" in str(warning.message)]) == 1
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, UNTRAINED),
-        (
-            {"messages": [MESSAGES[0], {**MESSAGES[1], "train": False}]},
-            UNTRAINED,
-        ),
-        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{}]}]}, "message 2: calls of tools"),
-        ({"messages": [*MESSAGES, {"role": "tool", "content": "4"}]}, "message 3: unknown role 'tool'"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "every assistant turn is marked as not to be"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "train": False}]}, "every assistant turn is marked as not to be"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]}, "message 2: weight is 0.5; expected 0 or 1"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{}]}]}, "message 2: tool_calls: expected objects"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "reasoning": 3}]}, "message 2: reasoning of type int"),
+        ({"messages": [*MESSAGES, {"role": "tool", "content": "4"}]}, ".*found user, assistant, tool"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "message 1: a part of type 'image'"),
         (
             {"conversations": [{"from": "human"}]},
@@ -89,3 +88,25 @@ def test_keys_that_nothing_is_read_from_are_told_once(tmp_path):
 def test_what_is_not_supported_is_told_with_its_line(row, message, tmp_path):
     with pytest.raises(InputError, match=f"line 2: .*{message}"):
         read(tmp_path, FORMS["messages"], row)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_kept_under_one_name(key, tmp_path):
+    (chat,) = read(tmp_path, {"messages": [MESSAGES[0], {**MESSAGES[1], key: THOUGHT}]})
+    assert chat.messages[1] == {**MESSAGES[1], "reasoning_content": THOUGHT}
+
+
+def test_turns_of_tools_and_calls_are_kept(tmp_path):
+    call = {"id": "1", "type": "function", "function": {"name": "boil", "arguments": '{"what": "water"}'}}
+    asks = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "content": "100 degrees", "tool_call_id": "1"}
+    (chat,) = read(tmp_path, {"messages": [MESSAGES[0], asks, result, MESSAGES[1]]})
+    assert chat.messages[1]["content"] == ""
+    assert chat.messages[1]["tool_calls"][0]["function"] == {"name": "boil", "arguments": {"what": "water"}}
+    assert chat.messages[2] == result
+
+
+def test_turns_that_are_not_to_be_trained_on_are_marked(tmp_path):
+    first = {**MESSAGES[1], "weight": 0}
+    (chat,) = read(tmp_path, {"messages": [MESSAGES[0], first, *MESSAGES[:1], {**MESSAGES[1], "weight": 1}]})
+    assert [message.get("train", True) for message in chat.messages] == [True, False, True, True]

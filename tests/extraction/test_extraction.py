@@ -367,8 +367,8 @@ def test_vllm_adapter_keeps_the_contract(loaded, monkeypatch):
                     ids, attention_mask=torch.ones_like(ids), max_new_tokens=one.max_tokens, do_sample=False,
                     eos_token_id=one.stop_token_ids, pad_token_id=0,
                 )  # fmt: skip
-                text = loaded.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
-                yield SimpleNamespace(outputs=[SimpleNamespace(text=text)])
+                new = tokens[0, ids.shape[1] :].tolist()
+                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=new)])
 
     vllm = ModuleType("vllm")
     vllm.__spec__ = ModuleSpec("vllm", None)
