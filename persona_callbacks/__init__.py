@@ -9,6 +9,7 @@ from persona_callbacks.callbacks import (
     TraitEvaluation,
 )
 from persona_callbacks.errors import InputError
+from persona_callbacks.model import unsteered
 from persona_callbacks.steering import Adaptive, Constant, Law, Reference, Schedule
 from persona_callbacks.traits import MinimalPair, Trait
 from persona_callbacks.vectors import PersonaVector
@@ -29,4 +30,5 @@ __all__ = [
     "Schedule",
     "Trait",
     "TraitEvaluation",
+    "unsteered",
 ]

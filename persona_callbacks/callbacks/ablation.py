@@ -8,7 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from persona_callbacks.callbacks._resuming import SameInputs
-from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
+from persona_callbacks.callbacks._writing import SteeredPasses, TrainingWriter, check_passes, check_positions
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import residual
 from persona_callbacks.vectors import (
@@ -33,9 +33,10 @@ class Ablation(SameInputs, TrainingWriter):
         vectors: one persona vector per trait, all of the model that is trained.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
         positions: ``all`` tokens, or only the ``response`` tokens, those that loss is taken on.
+        when: in which passes of a training step: as for :class:`PreventativeSteering`.
 
     Raises:
-        InputError: vectors that do not go together, an unknown layer or unknown positions.
+        InputError: vectors that do not go together, an unknown layer, unknown positions or unknown passes.
 
     Example:
         >>> from persona_callbacks import Ablation, PersonaVector
@@ -44,15 +45,25 @@ class Ablation(SameInputs, TrainingWriter):
     """
 
     def __init__(
-        self, vectors: Sequence[PersonaVector], layers: Layers = "all", positions: SteeredPositions = "all"
+        self,
+        vectors: Sequence[PersonaVector],
+        layers: Layers = "all",
+        positions: SteeredPositions = "all",
+        when: SteeredPasses = "loss",
     ) -> None:
         self.vectors = check_vectors(vectors)
-        self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, layers, positions)
+        self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, layers, positions, when)
         warn_if_weak(self.vectors)
         self.positions = positions
+        self.when = when
         chosen = steering_layers(self.vectors, layers)
         self._made_with: dict[str, Any] = plain_settings(
-            {"vectors": {vector.trait: vector for vector in self.vectors}, "layers": layers, "positions": positions}
+            {
+                "vectors": {vector.trait: vector for vector in self.vectors},
+                "layers": layers,
+                "positions": positions,
+                "when": when,
+            }
         )
         self._bases = {}
         for layer in sorted({layer for of_trait in chosen.values() for layer in of_trait}):
@@ -63,7 +74,12 @@ class Ablation(SameInputs, TrainingWriter):
 
     @classmethod
     def check(
-        cls, traits: Sequence[str], num_layers: int, layers: Layers = "all", positions: SteeredPositions = "all"
+        cls,
+        traits: Sequence[str],
+        num_layers: int,
+        layers: Layers = "all",
+        positions: SteeredPositions = "all",
+        when: SteeredPasses = "loss",
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -72,16 +88,18 @@ class Ablation(SameInputs, TrainingWriter):
             num_layers: blocks of the model.
             layers: as for the callback.
             positions: as for the callback.
+            when: as for the callback.
 
         Raises:
             InputError: settings that cannot be.
         """
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
+        check_passes(cls.__name__, when)
 
     @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:
         """Attach a writer that ablates."""
-        writer = residual.ResidualWriter(model, list(self._bases))
+        writer = residual.ResidualWriter(model, list(self._bases), loss_only=self.when == "loss")
         writer.ablate(self._bases)
         return writer

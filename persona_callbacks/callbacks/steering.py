@@ -15,7 +15,7 @@ from typing_extensions import override
 from persona_callbacks.callbacks._fit import TrainerFit
 from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
 from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, is_logging_step
-from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
+from persona_callbacks.callbacks._writing import SteeredPasses, TrainingWriter, check_passes, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat
 from persona_callbacks.errors import InputError
@@ -42,9 +42,11 @@ class PreventativeSteering(TrainingWriter):
     data is explained without the weights moving; taken away afterwards, the trait does not appear.
 
     From the start of each training batch to its end, backward included, α · vector is added. Nothing is added in
-    validation, prediction or probe passes. After the fit, an exception or an interrupt, the model is as it was;
+    validation, prediction or probe passes, nor, by default, in passes of a training step that no loss is taken on, such
+    as generation or the reference of DPO. After the fit, an exception or an interrupt, the model is as it was;
     checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the law's state. A run is resumed with
-    the vectors, law, layers, positions and chats of its checkpoint only: others are refused, each with both values.
+    the vectors, law, layers, positions, passes and chats of its checkpoint only: others are refused, each with both
+    values.
 
     A :class:`~persona_callbacks.Law` moves α, between optimizer steps only. With the default,
     :class:`~persona_callbacks.Adaptive`, α follows from a sample of the training data, which the callback takes from
@@ -63,13 +65,17 @@ class PreventativeSteering(TrainingWriter):
         chats: what the law samples, instead of what is behind the training loader.
         tokenizer: for the law's look at the chats; found on the module or data module (``tokenizer``) if not given.
         batch_size: chats per forward pass in that look.
+        when: in which passes of a training step. With ``loss``, in those with gradients and, if the model has adapters,
+            with one switched on; so not under ``torch.no_grad``, in ``generate``, or under ``disable_adapter``. With
+            ``all``, in every pass, for training that takes no gradients. :func:`~persona_callbacks.unsteered` leaves a
+            pass out either way.
 
     Attributes:
         law: what moves α; a copy of what was given.
         coefficients: α now, by trait; 0 before the fit.
 
     Raises:
-        InputError: vectors that do not go together, an unknown layer or unknown positions, or coefficients, targets or
+        InputError: vectors that do not go together, an unknown layer, positions or passes, or coefficients, targets or
             starts of other traits than the vectors'.
 
     Example:
@@ -90,12 +96,13 @@ class PreventativeSteering(TrainingWriter):
         chats: Sequence[Chat] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 8,
+        when: SteeredPasses = "loss",
     ) -> None:
         self.vectors = check_vectors(vectors)
         warn_if_weak(self.vectors)
         self._traits = [vector.trait for vector in self.vectors]
         self.check(
-            self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size
+            self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size, when
         )
         self.law = copy.deepcopy(as_law(coefficient))
         if self.law.reads is not None:
@@ -109,12 +116,14 @@ class PreventativeSteering(TrainingWriter):
         self.chats = None if chats is None else tuple(chats)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.when = when
         self._made_with: dict[str, Any] = plain_settings(
             {
                 "vectors": {vector.trait: vector for vector in self.vectors},
                 "law": self.law,
                 "layers": layers,
                 "positions": positions,
+                "when": when,
                 "chats": None if self.chats is None else settings_fingerprint(self.chats),
             }
         )
@@ -136,6 +145,7 @@ class PreventativeSteering(TrainingWriter):
         chats: Sequence[Chat] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 8,
+        when: SteeredPasses = "loss",
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -148,6 +158,7 @@ class PreventativeSteering(TrainingWriter):
             chats: see there.
             tokenizer: see there.
             batch_size: see there.
+            when: see there.
 
         Raises:
             InputError: settings that cannot be.
@@ -156,6 +167,7 @@ class PreventativeSteering(TrainingWriter):
         as_law(coefficient).check(traits)
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
+        check_passes(cls.__name__, when)
         check_at_least_one(cls.__name__, batch_size=batch_size)
         if chats is not None and not chats:
             raise InputError(f"{cls.__name__}: chats is empty; expected at least one chat")
@@ -200,7 +212,7 @@ class PreventativeSteering(TrainingWriter):
     @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:
         """Attach a writer of the coefficients' additions."""
-        writer = residual.ResidualWriter(model, self._steered_layers)
+        writer = residual.ResidualWriter(model, self._steered_layers, loss_only=self.when == "loss")
         writer.write(steering_additions(self.vectors, self.coefficients, self.layers))
         return writer
 
