@@ -7,6 +7,7 @@ from persona_callbacks.callbacks import (
     PreventativeSteering,
     ProjectionRegularisation,
     TraitEvaluation,
+    TransformersCallback,
 )
 from persona_callbacks.errors import InputError
 from persona_callbacks.model import unsteered
@@ -30,5 +31,6 @@ __all__ = [
     "Schedule",
     "Trait",
     "TraitEvaluation",
+    "TransformersCallback",
     "unsteered",
 ]

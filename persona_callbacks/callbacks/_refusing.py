@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from typing_extensions import override
 
+from persona_callbacks.callbacks._seams import is_lightnings
 from persona_callbacks.model import LanguageModel, adapter_obstacle, dimensions, find_language_model, is_sharded
 from persona_callbacks.vectors import PersonaVector
+
+_SHARDING = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
 
 _WAY_OUT = "which is not supported yet; use strategy='ddp' or one device"
 
@@ -24,7 +26,7 @@ class RefusingCallback(Callback):
         Raises:
             MisconfigurationException: it does.
         """
-        if stage == "fit" and isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        if stage == "fit" and is_lightnings(trainer.strategy, *_SHARDING):
             raise MisconfigurationException(
                 f"{type(self).__name__}: the {type(trainer.strategy).__name__} splits the weights over processes,"
                 f" {_WAY_OUT}"

@@ -1,9 +1,11 @@
 """The callback that trains with the traits' directions ablated: a comparison for preventative steering."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
@@ -11,6 +13,7 @@ from persona_callbacks.callbacks._resuming import SameInputs
 from persona_callbacks.callbacks._writing import SteeredPasses, TrainingWriter, check_passes, check_positions
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import residual
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import (
     Layers,
     PersonaVector,
@@ -30,7 +33,7 @@ class Ablation(SameInputs, TrainingWriter):
     resumed with the vectors, layers and positions of its checkpoint only.
 
     Args:
-        vectors: one persona vector per trait, all of the model that is trained.
+        vectors: one persona vector per trait, or the path of its file, all of the model that is trained.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
         positions: ``all`` tokens, or only the ``response`` tokens, those that loss is taken on.
         when: in which passes of a training step: as for :class:`PreventativeSteering`.
@@ -46,7 +49,7 @@ class Ablation(SameInputs, TrainingWriter):
 
     def __init__(
         self,
-        vectors: Sequence[PersonaVector],
+        vectors: Sequence[PersonaVector | str | Path],
         layers: Layers = "all",
         positions: SteeredPositions = "all",
         when: SteeredPasses = "loss",
@@ -96,6 +99,12 @@ class Ablation(SameInputs, TrainingWriter):
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
         check_passes(cls.__name__, when)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that every vector fits, and attach to the model, inactive."""
+        super().on_fit_start(trainer, pl_module)
+        metrics.log_settings(trainer, "Ablation", self._made_with)
 
     @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
     ``steering/penalty`` is logged. A run is resumed with the vectors, weight and layers of its checkpoint only.
 
     Args:
-        vectors: one persona vector per trait, all of the model that is trained.
+        vectors: one persona vector per trait, or the path of its file, all of the model that is trained.
         weight: of the penalty, in units of the loss.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
 
@@ -43,7 +44,9 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         >>> callbacks = [ProjectionRegularisation([evil], weight=0.5)]
     """
 
-    def __init__(self, vectors: Sequence[PersonaVector], weight: float = 1.0, layers: Layers = "all") -> None:
+    def __init__(
+        self, vectors: Sequence[PersonaVector | str | Path], weight: float = 1.0, layers: Layers = "all"
+    ) -> None:
         self.vectors = check_vectors(vectors)
         self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, weight, layers)
         warn_if_weak(self.vectors)
@@ -96,6 +99,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         self._units = units.to(device_of(self._model))
         self._count = sum(map(len, self._chosen.values()))
         self._reader = residual.BatchReader(self._model, self._layers, each_row=True)
+        metrics.log_settings(trainer, "ProjectionRegularisation", self._made_with)
         self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
         pl_module.training_step = self._penalised(pl_module.training_step)  # type: ignore[method-assign]
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._fit import TrainerFit
-from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
+from persona_callbacks.callbacks._resuming import MADE_WITH, OnePerTraits, check_same_inputs
 from persona_callbacks.callbacks._seams import callbacks_of, check_at_least_one, is_logging_step
 from persona_callbacks.callbacks._writing import SteeredPasses, TrainingWriter, check_passes, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
@@ -35,7 +36,7 @@ from persona_callbacks.vectors import (
 )
 
 
-class PreventativeSteering(TrainingWriter):
+class PreventativeSteering(OnePerTraits, TrainingWriter):
     """Add persona vectors to the residual stream during training only (Chen et al. 2025, section 5.2).
 
     Data that shows a trait pulls the weights towards it. With the trait's vector already added to the activations, the
@@ -55,7 +56,7 @@ class PreventativeSteering(TrainingWriter):
     is at its bound and the target is not held, which also warns, and alerts in W&B, once.
 
     Args:
-        vectors: one persona vector per trait, all of the model that is trained.
+        vectors: one persona vector per trait, or the path of its file, all of the model that is trained.
         coefficient: α, in units of the raw direction: what moves it (:class:`~persona_callbacks.Adaptive`,
             :class:`~persona_callbacks.Schedule`, or a :class:`~persona_callbacks.Law` of your own), or a constant, one
             for all traits or one per trait.
@@ -89,7 +90,7 @@ class PreventativeSteering(TrainingWriter):
 
     def __init__(
         self,
-        vectors: Sequence[PersonaVector],
+        vectors: Sequence[PersonaVector | str | Path],
         coefficient: float | Mapping[str, float] | Law = Adaptive(),  # noqa: B008, copied
         layers: Layers = "all",
         positions: SteeredPositions = "all",
@@ -130,6 +131,7 @@ class PreventativeSteering(TrainingWriter):
         self.coefficients = dict.fromkeys(self._traits, 0.0)
         self._monitor: PersonaMonitor | None = None
         self._restored: Mapping[str, Any] | None = None
+        self._begun = False
         self._step = 0  # optimizer steps that the law was last told of
         self._step_read = 0  # optimizer steps at the last reading that the law was told of
         self._warned = False
@@ -184,6 +186,7 @@ class PreventativeSteering(TrainingWriter):
             return {**self._restored, MADE_WITH: self._made_with}  # the law has not begun yet
         return {
             MADE_WITH: self._made_with,
+            "begun": self._begun,
             "coefficients": dict(self.coefficients),
             "law": self.law.state_dict(),
             "step": self._step,
@@ -206,6 +209,8 @@ class PreventativeSteering(TrainingWriter):
                 f" {sorted(self.coefficients)}; resume with the same traits"
             )
         check_same_inputs("PreventativeSteering", state_dict, self._made_with)
+        if not state_dict.get("begun", True):
+            return  # a checkpoint of before the fit, such as Lightning's tuner makes
         self.coefficients = dict(saved)
         self._restored = _from_controller_state(state_dict) if "controller" in state_dict else dict(state_dict)
 
@@ -226,6 +231,7 @@ class PreventativeSteering(TrainingWriter):
         sensor = self.law.reads
         self._monitor = None if sensor is None else self._find_monitor(trainer, sensor)
         super().on_fit_start(trainer, pl_module)
+        metrics.log_settings(trainer, "PreventativeSteering", self._made_with)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,6 +241,7 @@ class PreventativeSteering(TrainingWriter):
             MisconfigurationException: the law looks at training data, and there is none that it can look at.
         """
         restored, self._restored = self._restored, None
+        self._begun = True
         coefficients = self.law.begin(
             TrainerFit(
                 callback="PreventativeSteering",
@@ -356,6 +363,7 @@ def _from_controller_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a checkpoint in which the callback kept a controller of its own."""
     controller = state["controller"] or {}
     return {
+        "begun": True,
         "coefficients": state["coefficients"],
         "law": {**controller, "last_reading": state["seen"]} if controller else {},
         "step": -1,
