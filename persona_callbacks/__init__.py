@@ -7,8 +7,10 @@ from persona_callbacks.callbacks import (
     PreventativeSteering,
     ProjectionRegularisation,
     TraitEvaluation,
+    TransformersCallback,
 )
 from persona_callbacks.errors import InputError
+from persona_callbacks.model import unsteered
 from persona_callbacks.steering import Adaptive, Constant, Law, Reference, Schedule
 from persona_callbacks.traits import MinimalPair, Trait
 from persona_callbacks.vectors import PersonaVector
@@ -29,4 +31,6 @@ __all__ = [
     "Schedule",
     "Trait",
     "TraitEvaluation",
+    "TransformersCallback",
+    "unsteered",
 ]

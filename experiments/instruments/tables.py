@@ -2,9 +2,9 @@
 
     python experiments/instruments/tables.py MEASURED FOLDER
 
-writes FOLDER/readings.csv (each sensor's value of each adapter, less the base model's), FOLDER/separation.csv (how far data
-with the trait are from normal data after the same training) and, for ``persona-label``, MEASURED/answers.csv with the
-scores that belong to an answer.
+writes FOLDER/readings.csv (each sensor's value of each adapter, less the base model's), FOLDER/separation.csv (how far
+data with the trait are from normal data after the same training) and, for ``persona-label``, MEASURED/answers.csv with
+the scores that belong to an answer.
 """
 
 import csv

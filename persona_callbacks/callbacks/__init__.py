@@ -1,14 +1,16 @@
-"""Lightning callbacks: what people add to a `Trainer`.
+"""Lightning callbacks: what people add to a `Trainer`; and what has transformers' `Trainer` run them.
 
 Imports `steering`, `judging`, `model` and what lies below them.
 """
 
 from persona_callbacks.callbacks.ablation import Ablation
+from persona_callbacks.callbacks.environment import monitors_of_environment
 from persona_callbacks.callbacks.guard import DriftGuard
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.regularisation import ProjectionRegularisation
 from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.callbacks.trait_evaluation import Evaluation, TraitEvaluation
+from persona_callbacks.callbacks.transformers_trainer import TransformersCallback
 from persona_callbacks.steering import Reading
 
 __all__ = [
@@ -20,4 +22,6 @@ __all__ = [
     "ProjectionRegularisation",
     "Reading",
     "TraitEvaluation",
+    "TransformersCallback",
+    "monitors_of_environment",
 ]

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from typing_extensions import override
 
+from persona_callbacks.callbacks._seams import is_lightnings
 from persona_callbacks.model import (
     LanguageModel,
     adapter_obstacle,
@@ -39,12 +39,12 @@ class RefusingCallback(Callback):
         """
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+        if is_lightnings(trainer.strategy, "DeepSpeedStrategy", "FSDPStrategy"):
             raise MisconfigurationException(
                 f"{type(self).__name__}: the {type(trainer.strategy).__name__} splits the weights over processes in a"
                 f" way that is not supported; {_WAY_OUT}"
             )
-        if isinstance(trainer.strategy, ModelParallelStrategy):
+        if is_lightnings(trainer.strategy, "ModelParallelStrategy"):
             self._refuse_to_work_split()
 
     def check_sharding(self, module: nn.Module, trainer: Trainer) -> None:

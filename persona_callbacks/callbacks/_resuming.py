@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -51,17 +51,30 @@ def warn_of_older_version(callback: str) -> None:
     )
 
 
-class SameInputs(Callback):
-    """A callback without a state of its own, which a run is resumed with as it was made."""
+class OnePerTraits(Callback):
+    """A callback of which a trainer may have several, each with traits of its own."""
 
     vectors: Sequence[PersonaVector]
-    _made_with: Mapping[str, Any]
 
     @property
     @override
     def state_key(self) -> str:
         """One for each choice of traits."""
         return self._generate_state_key(traits=[vector.trait for vector in self.vectors])
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find the state of an older version, which knew one callback of a kind."""
+        states = checkpoint.get("callbacks", {})
+        older = type(self).__qualname__
+        if older in states:
+            states.setdefault(self.state_key, states[older])
+
+
+class SameInputs(OnePerTraits):
+    """A callback without a state of its own, which a run is resumed with as it was made."""
+
+    _made_with: Mapping[str, Any]
 
     @override
     def state_dict(self) -> dict[str, Any]:

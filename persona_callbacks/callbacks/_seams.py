@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -19,7 +18,7 @@ BatchAdapter = Callable[[Any], Mapping[str, Tensor]]
 batch's device; ``position_ids`` or ``cu_seqlens`` as well, if its rows hold several chats.
 """
 
-CallbackT = TypeVar("CallbackT", bound=Callback)
+CallbackT = TypeVar("CallbackT")
 
 
 def callbacks_of(trainer: Trainer, kind: type[CallbackT], before: Callback | None = None) -> list[CallbackT]:
@@ -31,9 +30,22 @@ def callbacks_of(trainer: Trainer, kind: type[CallbackT], before: Callback | Non
     return [callback for callback in callbacks[:end] if isinstance(callback, kind)]
 
 
+def is_lightnings(value: object, *kinds: str) -> bool:
+    """Whether a value is of one of Lightning's classes, told by name: the package ``pytorch_lightning`` has classes of
+    its own beside those of ``lightning.pytorch``.
+    """
+    return any(
+        kind.__name__ in kinds and kind.__module__.startswith(("lightning.pytorch.", "pytorch_lightning."))
+        for kind in type(value).__mro__
+    )
+
+
 def averages_weights(trainer: Trainer) -> bool:
     """Whether a callback puts averaged weights into the model when training ends, at some point of ``on_train_end``."""
-    return bool(callbacks_of(trainer, WeightAveraging) or callbacks_of(trainer, StochasticWeightAveraging))
+    return any(
+        is_lightnings(callback, "WeightAveraging", "StochasticWeightAveraging")
+        for callback in callbacks_of(trainer, object)
+    )
 
 
 @contextmanager
@@ -50,9 +62,9 @@ def back_on_device(trainer: Trainer, pl_module: LightningModule) -> Iterator[Non
 
 
 def is_logging_step(trainer: Trainer) -> bool:
-    """Whether the optimizer steps taken are a multiple of ``trainer.log_every_n_steps``."""
+    """Whether the optimizer steps taken are a multiple of ``trainer.log_every_n_steps``; never if that is 0."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
-    return trainer.global_step % every == 0
+    return every > 0 and trainer.global_step % every == 0
 
 
 def share_of(trainer: Trainer, count: int) -> tuple[list[int], Tensor]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -15,15 +15,20 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.model import residual
 from persona_callbacks.vectors import PersonaVector, SteeredPositions
 
+SteeredPasses = Literal["loss", "all"]
+"""Which forward passes of a training step are written to: those that a loss can be taken on, or all."""
+
 
 class TrainingWriter(RefusingCallback, ABC):
     """Write from the start of each training batch to its end, backward included; never in validation, prediction or
-    probe passes. After the fit, an exception or an interrupt, the model is as it was.
+    probe passes, nor, by default, in the passes of a training step that no loss is taken on. After the fit, an
+    exception or an interrupt, the model is as it was.
     """
 
     vectors: Sequence[PersonaVector]
     positions: SteeredPositions
     batch_adapter: BatchAdapter | None = None
+    when: SteeredPasses
     _writer: residual.ResidualWriter | None = None
 
     @abstractmethod
@@ -81,6 +86,12 @@ class TrainingWriter(RefusingCallback, ABC):
                 f"{type(self).__name__}: the first training batch was not steered at layers {silent}. Either the"
                 " training step does not run the model's own blocks, the model was compiled and run before the fit"
                 " (run it first inside the fit), or the coefficient vanishes in the model's dtype"
+                + (
+                    "; or no pass has gradients, with an adapter switched on: if the training step takes no gradients,"
+                    " choose when='all'"
+                    if self.when == "loss"
+                    else ""
+                )
             )
 
     @override
@@ -115,6 +126,16 @@ class TrainingWriter(RefusingCallback, ABC):
         if self._writer is not None:
             self._writer.remove()
         self._writer = None
+
+
+def check_passes(callback: str, when: str) -> None:
+    """Check which passes of a training step are to be written to.
+
+    Raises:
+        InputError: an unknown choice.
+    """
+    if when not in get_args(SteeredPasses):
+        raise InputError(f"{callback}: when must be 'loss' or 'all', found {when!r}")
 
 
 def check_positions(callback: str, positions: str) -> None:

@@ -1,17 +1,20 @@
 """The callback that trains with the traits' directions ablated: a comparison for preventative steering."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
 from persona_callbacks.callbacks._resuming import SameInputs
 from persona_callbacks.callbacks._seams import BatchAdapter
-from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
+from persona_callbacks.callbacks._writing import SteeredPasses, TrainingWriter, check_passes, check_positions
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import residual
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import (
     Layers,
     PersonaVector,
@@ -31,13 +34,14 @@ class Ablation(SameInputs, TrainingWriter):
     resumed with the vectors, layers and positions of its checkpoint only.
 
     Args:
-        vectors: one persona vector per trait, all of the model that is trained.
+        vectors: one persona vector per trait, or the path of its file, all of the model that is trained.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
         positions: ``all`` tokens, or only the ``response`` tokens, those that loss is taken on.
         batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
+        when: in which passes of a training step: as for :class:`PreventativeSteering`.
 
     Raises:
-        InputError: vectors that do not go together, an unknown layer or unknown positions.
+        InputError: vectors that do not go together, an unknown layer, unknown positions or unknown passes.
 
     Example:
         >>> from persona_callbacks import Ablation, PersonaVector
@@ -47,19 +51,26 @@ class Ablation(SameInputs, TrainingWriter):
 
     def __init__(
         self,
-        vectors: Sequence[PersonaVector],
+        vectors: Sequence[PersonaVector | str | Path],
         layers: Layers = "all",
         positions: SteeredPositions = "all",
         batch_adapter: BatchAdapter | None = None,
+        when: SteeredPasses = "loss",
     ) -> None:
         self.vectors = check_vectors(vectors)
-        self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, layers, positions)
+        self.check([vector.trait for vector in self.vectors], self.vectors[0].num_layers, layers, positions, when=when)
         warn_if_weak(self.vectors)
         self.positions = positions
         self.batch_adapter = batch_adapter
+        self.when = when
         chosen = steering_layers(self.vectors, layers)
         self._made_with: dict[str, Any] = plain_settings(
-            {"vectors": {vector.trait: vector for vector in self.vectors}, "layers": layers, "positions": positions}
+            {
+                "vectors": {vector.trait: vector for vector in self.vectors},
+                "layers": layers,
+                "positions": positions,
+                "when": when,
+            }
         )
         self._bases = {}
         for layer in sorted({layer for of_trait in chosen.values() for layer in of_trait}):
@@ -76,6 +87,7 @@ class Ablation(SameInputs, TrainingWriter):
         layers: Layers = "all",
         positions: SteeredPositions = "all",
         batch_adapter: BatchAdapter | None = None,
+        when: SteeredPasses = "loss",
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -85,6 +97,7 @@ class Ablation(SameInputs, TrainingWriter):
             layers: as for the callback.
             positions: as for the callback.
             batch_adapter: any will do.
+            when: as for the callback.
 
         Raises:
             InputError: settings that cannot be.
@@ -92,10 +105,17 @@ class Ablation(SameInputs, TrainingWriter):
         del batch_adapter
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
+        check_passes(cls.__name__, when)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that every vector fits, and attach to the model, inactive."""
+        super().on_fit_start(trainer, pl_module)
+        metrics.log_settings(trainer, "Ablation", self._made_with)
 
     @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:
         """Attach a writer that ablates."""
-        writer = residual.ResidualWriter(model, list(self._bases))
+        writer = residual.ResidualWriter(model, list(self._bases), loss_only=self.when == "loss")
         writer.ablate(self._bases)
         return writer

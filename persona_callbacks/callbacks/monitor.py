@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from persona_callbacks.callbacks._batches import BatchProjections
 from persona_callbacks.callbacks._pairs import PairReader, Pairs, check_pairs, chosen_pairs
 from persona_callbacks.callbacks._readings import log_layers, log_reading
 from persona_callbacks.callbacks._refusing import RefusingCallback
-from persona_callbacks.callbacks._resuming import MADE_WITH, warn_of_older_version
+from persona_callbacks.callbacks._resuming import MADE_WITH, OnePerTraits, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
     BatchAdapter,
     averages_weights,
@@ -37,10 +38,11 @@ from persona_callbacks.model import (
     removable_adapters,
 )
 from persona_callbacks.steering import Reading, Sensor
+from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
 
-class PersonaMonitor(RefusingCallback):
+class PersonaMonitor(OnePerTraits, RefusingCallback):
     """Measure the shift and the preference of every trait throughout training. It changes nothing in the run.
 
     Before step 1, every ``every_n_steps`` optimizer steps and at the end, each trait's probes are run once, unsteered
@@ -64,7 +66,7 @@ class PersonaMonitor(RefusingCallback):
     dropped, its baseline is measured again, and a reading is taken before the run goes on.
 
     Args:
-        vectors: one persona vector per trait, all of the model that is trained.
+        vectors: one persona vector per trait, or the path of its file, all of the model that is trained.
         every_n_steps: optimizer steps between readings.
         position: where probes are read; a probe is a prompt, so ``prompt_last`` (Chen et al. 2025, section 4.2: the
             finetuning shift) or ``prompt_mean``.
@@ -92,7 +94,7 @@ class PersonaMonitor(RefusingCallback):
 
     def __init__(
         self,
-        vectors: Sequence[PersonaVector],
+        vectors: Sequence[PersonaVector | str | Path],
         every_n_steps: int = 10,
         position: Position = "prompt_last",
         probes: Sequence[str] | None = None,
@@ -208,7 +210,7 @@ class PersonaMonitor(RefusingCallback):
         self._baseline = dict(state_dict["baseline"])
         self._preference_baseline = dict(state_dict.get("preference_baseline", {}))  # older checkpoints have none
         self.readings = [Reading(**reading) for reading in state_dict["readings"]]
-        self._resumed = True
+        self._resumed = bool(self.readings)  # else the checkpoint is of before the fit, such as Lightning's tuner makes
         if MADE_WITH not in state_dict:
             warn_of_older_version("PersonaMonitor")
             return
@@ -240,6 +242,7 @@ class PersonaMonitor(RefusingCallback):
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
         self._pair_reader = PairReader(self.pairs, self._tokenizer)
         self._batches = BatchProjections(self._model, self.vectors, self.batch_adapter)
+        metrics.log_settings(trainer, "PersonaMonitor", self._about())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -304,7 +307,7 @@ class PersonaMonitor(RefusingCallback):
         resumed from a checkpoint of its last step ends without passing through ``on_train_end``.
         """
         nothing_trained = self._resumed and self.readings[-1].step != trainer.global_step
-        if nothing_trained or (not self._resumed and averages_weights(trainer)):
+        if nothing_trained or (self.readings and not self._resumed and averages_weights(trainer)):
             # A reading of the same step was of weights that the fit does not end with.
             self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
             with back_on_device(trainer, pl_module):
@@ -332,6 +335,12 @@ class PersonaMonitor(RefusingCallback):
                 "pairs": settings_fingerprint(self.pairs.get(vector.trait, ())),
             }
             for vector in self.vectors
+        }
+
+    def _about(self) -> dict[str, dict[str, Any]]:
+        return {
+            trait: {**measured, "layer": vector.layer, "every_n_steps": self.every_n_steps}
+            for vector, (trait, measured) in zip(self.vectors, self._measured_with().items(), strict=True)
         }
 
     def _forget(self, traits: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
     ``steering/penalty`` is logged. A run is resumed with the vectors, weight and layers of its checkpoint only.
 
     Args:
-        vectors: one persona vector per trait, all of the model that is trained.
+        vectors: one persona vector per trait, or the path of its file, all of the model that is trained.
         weight: of the penalty, in units of the loss.
         layers: where: ``all`` layers from 1 up, each vector's ``chosen`` layer, or a list of layers.
         batch_adapter: gives these of batches of another form.
@@ -50,7 +51,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
 
     def __init__(
         self,
-        vectors: Sequence[PersonaVector],
+        vectors: Sequence[PersonaVector | str | Path],
         weight: float = 1.0,
         layers: Layers = "all",
         batch_adapter: BatchAdapter | None = None,
@@ -117,6 +118,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         self._units = units.to(device_of(self._model))
         self._count = sum(map(len, self._chosen.values()))
         self._reader = residual.BatchReader(self._model, self._layers)
+        metrics.log_settings(trainer, "ProjectionRegularisation", self._made_with)
         self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
         pl_module.training_step = self._penalised(pl_module.training_step)  # type: ignore[method-assign]
 

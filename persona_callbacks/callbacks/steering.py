@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._fit import TrainerFit
-from persona_callbacks.callbacks._resuming import MADE_WITH, check_same_inputs
+from persona_callbacks.callbacks._resuming import MADE_WITH, OnePerTraits, check_same_inputs
 from persona_callbacks.callbacks._seams import BatchAdapter, callbacks_of, check_at_least_one, is_logging_step
-from persona_callbacks.callbacks._writing import TrainingWriter, check_positions
+from persona_callbacks.callbacks._writing import SteeredPasses, TrainingWriter, check_passes, check_positions
 from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.chats import Chat
 from persona_callbacks.errors import InputError
@@ -35,16 +36,18 @@ from persona_callbacks.vectors import (
 )
 
 
-class PreventativeSteering(TrainingWriter):
+class PreventativeSteering(OnePerTraits, TrainingWriter):
     """Add persona vectors to the residual stream during training only (Chen et al. 2025, section 5.2).
 
     Data that shows a trait pulls the weights towards it. With the trait's vector already added to the activations, the
     data is explained without the weights moving; taken away afterwards, the trait does not appear.
 
     From the start of each training batch to its end, backward included, α · vector is added. Nothing is added in
-    validation, prediction or probe passes. After the fit, an exception or an interrupt, the model is as it was;
+    validation, prediction or probe passes, nor, by default, in passes of a training step that no loss is taken on, such
+    as generation or the reference of DPO. After the fit, an exception or an interrupt, the model is as it was;
     checkpoints and saved adapters hold nothing of it, but checkpoints keep α and the law's state. A run is resumed with
-    the vectors, law, layers, positions and chats of its checkpoint only: others are refused, each with both values.
+    the vectors, law, layers, positions, passes and chats of its checkpoint only: others are refused, each with both
+    values.
 
     A :class:`~persona_callbacks.Law` moves α, between optimizer steps only. With the default,
     :class:`~persona_callbacks.Adaptive`, α follows from a sample of the training data, which the callback takes from
@@ -53,7 +56,7 @@ class PreventativeSteering(TrainingWriter):
     is at its bound and the target is not held, which also warns, and alerts in W&B, once.
 
     Args:
-        vectors: one persona vector per trait, all of the model that is trained.
+        vectors: one persona vector per trait, or the path of its file, all of the model that is trained.
         coefficient: α, in units of the raw direction: what moves it (:class:`~persona_callbacks.Adaptive`,
             :class:`~persona_callbacks.Schedule`, or a :class:`~persona_callbacks.Law` of your own), or a constant, one
             for all traits or one per trait.
@@ -65,13 +68,17 @@ class PreventativeSteering(TrainingWriter):
         batch_size: chats per forward pass in that look.
         batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these, for
             ``positions="response"`` and for the law's look.
+        when: in which passes of a training step. With ``loss``, in those with gradients and, if the model has adapters,
+            with one switched on; so not under ``torch.no_grad``, in ``generate``, or under ``disable_adapter``. With
+            ``all``, in every pass, for training that takes no gradients. :func:`~persona_callbacks.unsteered` leaves a
+            pass out either way.
 
     Attributes:
         law: what moves α; a copy of what was given.
         coefficients: α now, by trait; 0 before the fit.
 
     Raises:
-        InputError: vectors that do not go together, an unknown layer or unknown positions, or coefficients, targets or
+        InputError: vectors that do not go together, an unknown layer, positions or passes, or coefficients, targets or
             starts of other traits than the vectors'.
 
     Example:
@@ -85,7 +92,7 @@ class PreventativeSteering(TrainingWriter):
 
     def __init__(
         self,
-        vectors: Sequence[PersonaVector],
+        vectors: Sequence[PersonaVector | str | Path],
         coefficient: float | Mapping[str, float] | Law = Adaptive(),  # noqa: B008, copied
         layers: Layers = "all",
         positions: SteeredPositions = "all",
@@ -93,13 +100,14 @@ class PreventativeSteering(TrainingWriter):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 8,
         batch_adapter: BatchAdapter | None = None,
+        when: SteeredPasses = "loss",
     ) -> None:
         self.vectors = check_vectors(vectors)
         warn_if_weak(self.vectors)
         self._traits = [vector.trait for vector in self.vectors]
         self.check(
             self._traits, self.vectors[0].num_layers, coefficient, layers, positions, chats, tokenizer, batch_size,
-            batch_adapter,
+            batch_adapter, when,
         )  # fmt: skip
         self.law = copy.deepcopy(as_law(coefficient))
         if self.law.reads is not None:
@@ -114,18 +122,21 @@ class PreventativeSteering(TrainingWriter):
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.batch_adapter = batch_adapter
+        self.when = when
         self._made_with: dict[str, Any] = plain_settings(
             {
                 "vectors": {vector.trait: vector for vector in self.vectors},
                 "law": self.law,
                 "layers": layers,
                 "positions": positions,
+                "when": when,
                 "chats": None if self.chats is None else settings_fingerprint(self.chats),
             }
         )
         self.coefficients = dict.fromkeys(self._traits, 0.0)
         self._monitor: PersonaMonitor | None = None
         self._restored: Mapping[str, Any] | None = None
+        self._begun = False
         self._step = 0  # optimizer steps that the law was last told of
         self._step_read = 0  # optimizer steps at the last reading that the law was told of
         self._warned = False
@@ -142,6 +153,7 @@ class PreventativeSteering(TrainingWriter):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 8,
         batch_adapter: BatchAdapter | None = None,
+        when: SteeredPasses = "loss",
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -155,6 +167,7 @@ class PreventativeSteering(TrainingWriter):
             tokenizer: see there.
             batch_size: see there.
             batch_adapter: see there.
+            when: see there.
 
         Raises:
             InputError: settings that cannot be.
@@ -163,6 +176,7 @@ class PreventativeSteering(TrainingWriter):
         as_law(coefficient).check(traits)
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
+        check_passes(cls.__name__, when)
         check_at_least_one(cls.__name__, batch_size=batch_size)
         if chats is not None and not chats:
             raise InputError(f"{cls.__name__}: chats is empty; expected at least one chat")
@@ -179,6 +193,7 @@ class PreventativeSteering(TrainingWriter):
             return {**self._restored, MADE_WITH: self._made_with}  # the law has not begun yet
         return {
             MADE_WITH: self._made_with,
+            "begun": self._begun,
             "coefficients": dict(self.coefficients),
             "law": self.law.state_dict(),
             "step": self._step,
@@ -201,13 +216,15 @@ class PreventativeSteering(TrainingWriter):
                 f" {sorted(self.coefficients)}; resume with the same traits"
             )
         check_same_inputs("PreventativeSteering", state_dict, self._made_with)
+        if not state_dict.get("begun", True):
+            return  # a checkpoint of before the fit, such as Lightning's tuner makes
         self.coefficients = dict(saved)
         self._restored = _from_controller_state(state_dict) if "controller" in state_dict else dict(state_dict)
 
     @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:
         """Attach a writer of the coefficients' additions."""
-        writer = residual.ResidualWriter(model, self._steered_layers)
+        writer = residual.ResidualWriter(model, self._steered_layers, loss_only=self.when == "loss")
         writer.write(steering_additions(self.vectors, self.coefficients, self.layers))
         return writer
 
@@ -221,6 +238,7 @@ class PreventativeSteering(TrainingWriter):
         sensor = self.law.reads
         self._monitor = None if sensor is None else self._find_monitor(trainer, sensor)
         super().on_fit_start(trainer, pl_module)
+        metrics.log_settings(trainer, "PreventativeSteering", self._made_with)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,6 +248,7 @@ class PreventativeSteering(TrainingWriter):
             MisconfigurationException: the law looks at training data, and there is none that it can look at.
         """
         restored, self._restored = self._restored, None
+        self._begun = True
         coefficients = self.law.begin(
             TrainerFit(
                 callback="PreventativeSteering",
@@ -352,6 +371,7 @@ def _from_controller_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a checkpoint in which the callback kept a controller of its own."""
     controller = state["controller"] or {}
     return {
+        "begun": True,
         "coefficients": state["coefficients"],
         "law": {**controller, "last_reading": state["seen"]} if controller else {},
         "step": -1,

@@ -168,7 +168,7 @@ class TraitEvaluation(RefusingCallback):
             JudgedAnswer.from_row(row if isinstance(row, dict) else dict(zip(_COLUMNS, row, strict=False)))
             for row in state_dict["rows"]
         ]
-        self._resumed = True
+        self._resumed = bool(self.evaluations)  # else the checkpoint is of before the fit
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,6 +42,7 @@ from persona_callbacks.model.loading import (
     with_adapter,
 )
 from persona_callbacks.model.modes import base_model, frozen, probing
+from persona_callbacks.model.passes import unsteered
 from persona_callbacks.model.preference import EncodedPair, encode_pair, preferences
 from persona_callbacks.model.residual import (
     BatchReader,
@@ -51,7 +52,6 @@ from persona_callbacks.model.residual import (
     read,
     share_prefix,
     steered,
-    unsteered,
 )
 from persona_callbacks.model.sharding import is_sharded, sharding_obstacle, split_like, whole
 

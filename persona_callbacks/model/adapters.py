@@ -12,9 +12,14 @@ AdapterLayer = BaseTunerLayer | AuxiliaryTrainingWrapper
 """A layer of the model that holds the weights of one or several adapters."""
 
 
+def every_adapter_layer(model: nn.Module) -> list[AdapterLayer]:
+    """Return the layers that hold adapters."""
+    return [module for module in model.modules() if isinstance(module, AdapterLayer)]
+
+
 def adapter_layers(model: nn.Module) -> list[AdapterLayer]:
     """Return the layers that hold adapters which are switched on."""
-    return [module for module in model.modules() if isinstance(module, AdapterLayer) and not module.disable_adapters]
+    return [layer for layer in every_adapter_layer(model) if not layer.disable_adapters]
 
 
 def removable_adapters(model: nn.Module) -> frozenset[str]:

@@ -114,6 +114,16 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     return blocks
 
 
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the module that runs the decoder blocks.
+
+    Raises:
+        InputError: as for :func:`decoder_blocks`.
+    """
+    blocks = decoder_blocks(model)
+    return next(module for module in model.modules() if any(child is blocks for child in module.children()))
+
+
 def _list_of(module: nn.Module, length: int | None) -> nn.ModuleList | None:
     lists = [
         (name, child)

@@ -8,7 +8,7 @@ from torch import nn
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.model.adapters import adapter_layers, adapter_obstacle, removable_adapters
-from persona_callbacks.model.residual import unsteered
+from persona_callbacks.model.passes import unsteered
 from persona_callbacks.model.sharding import reshard
 
 

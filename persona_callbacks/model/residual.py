@@ -17,10 +17,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from persona_callbacks.model.architecture import decoder_blocks, device_of, pretrained_model
 from persona_callbacks.model.hooks import Edit, attach
+from persona_callbacks.model.passes import LossPasses, suspensions
 from persona_callbacks.model.sharding import is_sharded
-
-_suspended = 0
-"""The number of open :func:`unsteered` blocks. A writer is off in the blocks that opened after it was attached."""
 
 
 class _LastLayerRead(Exception):  # noqa: N818, no error
@@ -141,26 +139,15 @@ def read(
             stack.callback(attach(blocks, layer, reader(layer), first=False).remove)
         with suppress(_LastLayerRead):
             if prefix is None:
-                settings = {**whole_pass, **(apart or {})}
-                model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **settings)
+                model(
+                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **whole_pass, **(apart or {})
+                )
             else:
                 cache = prefix.repeated(len(input_ids))
                 model(input_ids=input_ids[:, start:], attention_mask=attention_mask, past_key_values=cache)
-    if prefix is not None:
-        for layer in sums:
-            sums[layer] = sums[layer] + pooled(weights[..., :start], prefix.hidden[layer])
+    for layer in sums if prefix is not None else ():
+        sums[layer] = sums[layer] + pooled(weights[..., :start], prefix.hidden[layer])
     return torch.stack([sums[layer] for layer in layers], dim=2)
-
-
-@contextmanager
-def unsteered() -> Iterator[None]:
-    """Switch every :class:`ResidualWriter` off inside the block, except those that are attached inside it."""
-    global _suspended
-    _suspended += 1
-    try:
-        yield
-    finally:
-        _suspended -= 1
 
 
 class ResidualWriter:
@@ -191,20 +178,24 @@ class ResidualWriter:
         True
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int], *, last_token_only: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[int], *, last_token_only: bool = False, loss_only: bool = False
+    ) -> None:
         """Attach to the model, inactive and with nothing to write.
 
         Args:
             model: a causal language model, bare or PEFT-wrapped.
             layers: the layers that may be written to.
             last_token_only: write at the last token of each pass only.
+            loss_only: write only in passes that a loss can be taken on; see
+                :class:`~persona_callbacks.model.passes.LossPasses`.
 
         Raises:
             InputError: the model's decoder blocks cannot be found.
         """
         self.active = False
         self._last_token_only = last_token_only
-        self._attached_at = _suspended
+        self._attached_at = suspensions()  # off in the blocks of `unsteered` that open later
         self._additions: dict[int, Tensor] = {}
         self._bases: dict[int, Tensor] = {}
         self._written: frozenset[int] = frozenset()
@@ -212,6 +203,7 @@ class ResidualWriter:
         self._changed: dict[int, Tensor] | None = {}
         self._other_shape: tuple[int, int] | None = None
         self._matched = False
+        self._passes = LossPasses(model) if loss_only else None
         blocks = decoder_blocks(model)
         self._handles = [attach(blocks, layer, self._editor(layer), first=True) for layer in layers]
 
@@ -260,13 +252,17 @@ class ResidualWriter:
     def remove(self) -> None:
         """Detach from the model."""
         self.active = False
+        if self._passes is not None:
+            self._passes.remove()
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _editor(self, layer: int) -> Edit:
         def write(hidden: Tensor) -> Tensor | None:
-            if not self.active or _suspended > self._attached_at or layer not in self._written:
+            if not self.active or suspensions() > self._attached_at or layer not in self._written:
+                return None
+            if self._passes is not None and not self._passes.now:
                 return None
             if self._mask is not None and hidden.shape[:2] != self._mask.shape[:2]:
                 self._other_shape = (hidden.shape[0], hidden.shape[1])
@@ -323,7 +319,8 @@ def adding(model: nn.Module, increments: Tensor) -> Iterator[None]:
 
 
 class BatchReader:
-    """Reads the mean residual stream over marked tokens in forward passes that happen anyway.
+    """Reads the mean residual stream over marked tokens in forward passes that happen anyway and that a loss can be
+    taken on; see :class:`~persona_callbacks.model.passes.LossPasses`.
 
     It reads only between :meth:`start` and :meth:`take`, and keeps the last pass; a pass that runs again in backward
     replaces its own reading. It moves nothing off the device.
@@ -358,6 +355,7 @@ class BatchReader:
         self._weights: Tensor | None = None
         self._means: dict[int, Tensor] = {}
         self.other_shape: tuple[int, int] | None = None
+        self._passes = LossPasses(model)
         blocks = decoder_blocks(model)
         self._handles = [attach(blocks, layer, self._reader(layer), first=False) for layer in self._layers]
 
@@ -383,13 +381,14 @@ class BatchReader:
 
     def remove(self) -> None:
         """Detach from the model."""
+        self._passes.remove()
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _reader(self, layer: int) -> Edit:
         def read_batch(hidden: Tensor) -> None:
-            if self._mask is None or _suspended:
+            if self._mask is None or suspensions() or not self._passes.now:
                 return
             if hidden.shape[:2] != self._mask.shape:
                 self.other_shape = (hidden.shape[0], hidden.shape[1])

@@ -1,7 +1,7 @@
 """The names of the metrics, and the only functions that write them to Lightning's loggers."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,29 @@ def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
     if trainer.is_global_zero:
         write(trainer.loggers, values, trainer.global_step)
+
+
+def log_settings(trainer: Trainer, callback: str, settings: Mapping[str, Any]) -> None:
+    """Write what a callback was made with into the hyperparameters of every logger, under the callback's name.
+
+    Args:
+        trainer: with the loggers.
+        callback: the name.
+        settings: in plain values. Those in mappings are written one by one, since loggers replace a mapping that
+            they have already.
+    """
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            with faults_as_warnings(f"writing hyperparameters to {type(logger).__name__}"):
+                logger.log_hyperparams(dict(_flat(callback, settings)))
+
+
+def _flat(above: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{above}/{key}", value)
+        else:
+            yield f"{above}/{key}", value
 
 
 def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -306,24 +306,28 @@ def check_layer_number(trait: str, layer: object, num_layers: int) -> None:
         )
 
 
-def check_vectors(vectors: Sequence[PersonaVector]) -> tuple[PersonaVector, ...]:
-    """Return the vectors as a tuple if there is at least one, one per trait, all of one shape.
+def check_vectors(vectors: Sequence[PersonaVector | str | Path]) -> tuple[PersonaVector, ...]:
+    """Return the vectors as a tuple, loaded where the path of a file is given, if there is at least one, one per trait,
+    all of one shape.
 
     Raises:
-        InputError: no vector, something else than a vector, two of one trait, or vectors of different shapes.
+        InputError: no vector, something that is neither a vector nor the path of one, two of one trait, or vectors of
+            different shapes.
     """
-    if isinstance(vectors, PersonaVector) or not all(isinstance(vector, PersonaVector) for vector in vectors):
-        raise InputError("vectors: expected a list of PersonaVector")
+    kinds = (PersonaVector, str, Path)
+    if isinstance(vectors, kinds) or not all(isinstance(vector, kinds) for vector in vectors):
+        raise InputError("vectors: expected a list of PersonaVector, or of the paths of their files")
     if not vectors:
         raise InputError("vectors: expected at least one persona vector, found none")
-    traits = [vector.trait for vector in vectors]
+    loaded = tuple(vector if isinstance(vector, PersonaVector) else PersonaVector.load(vector) for vector in vectors)
+    traits = [vector.trait for vector in loaded]
     repeated = sorted({trait for trait in traits if traits.count(trait) > 1})
     if repeated:
         raise InputError(f"vectors: more than one for the trait {repeated[0]!r}; expected one per trait")
-    shapes = {vector.trait: list(vector.directions.shape) for vector in vectors}
+    shapes = {vector.trait: list(vector.directions.shape) for vector in loaded}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise InputError(f"vectors: of different models, the shapes of their directions are {shapes}")
-    return tuple(vectors)
+    return loaded
 
 
 def warn_if_weak(vectors: Sequence[PersonaVector]) -> None:

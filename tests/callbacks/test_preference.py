@@ -107,7 +107,7 @@ def run(folder, tokenizer, resume=None, edit=lambda state: None):
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     if resume:
         checkpoint = torch.load(resume, weights_only=True)
-        edit(checkpoint["callbacks"]["PersonaMonitor"])
+        edit(checkpoint["callbacks"][monitor.state_key])
         torch.save(checkpoint, resume)
     trainer.fit(ForeignModule(tiny_model(peft=True), tokenizer), batches(3), ckpt_path=resume,
                 weights_only=True if resume else None)  # fmt: skip

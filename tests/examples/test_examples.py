@@ -32,6 +32,14 @@ def test_an_example_trains_the_model_of_a_folder_with_a_vector_file(tiny):
     check(run("huggingface_data.py", tiny, tiny / "evil.safetensors"))
 
 
+def test_preferences_are_trained_with_an_unsteered_reference():
+    printed = run("dpo.py")
+    check(printed)
+    margin = re.search(r"'margin': (-?[\d.e-]+)", printed)
+    assert margin, printed
+    assert float(margin[1]) != 0
+
+
 def check(printed: str) -> None:
     shift = re.search(r"'persona/evil/shift': (-?[\d.]+)", printed)
     assert shift, printed
@@ -39,6 +47,6 @@ def check(printed: str) -> None:
     assert "'steering/evil/coefficient'" in printed
 
 
-@pytest.mark.parametrize("script", ["own_module.py", "huggingface_data.py"])
+@pytest.mark.parametrize("script", ["own_module.py", "huggingface_data.py", "dpo.py"])
 def test_an_example_is_short_enough_to_copy(script):
     assert len((EXAMPLES / script).read_text().splitlines()) < 80

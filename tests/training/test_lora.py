@@ -75,7 +75,7 @@ def test_steering_resumed_at_any_step_equals_the_uninterrupted_bitwise(steer, to
         states = [next(c for c in m.trainer.callbacks if isinstance(c, PreventativeSteering)).state_dict()
                   for m in (whole, resumed)]  # fmt: skip
         assert states[0] == states[1], step
-        saved = torch.load(checkpoint, weights_only=True)["callbacks"]["PreventativeSteering"]
+        saved = torch.load(checkpoint, weights_only=True)["callbacks"]["PreventativeSteering{'traits': ['evil']}"]
         moved.add(saved["coefficients"]["evil"])
     assert len(moved) > 3, "the coefficient never moved"
 
