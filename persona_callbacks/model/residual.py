@@ -117,8 +117,8 @@ def read(
         ``[batch, positions, len(layers), hidden_size]`` float32 on the model's device.
     """
     blocks = decoder_blocks(model)
-    whole_pass = {"logits_to_keep": 1} if is_sharded(model) else {}
-    last = None if whole_pass else max(layers)
+    last = None if is_sharded(model) else max(layers)
+    settings = {"use_cache": False, **({"logits_to_keep": 1} if last is None else {}), **(apart or {})}
     start = prefix.length if prefix is not None else 0
     sums: dict[int, Tensor] = {}
 
@@ -139,14 +139,13 @@ def read(
             stack.callback(attach(blocks, layer, reader(layer), first=False).remove)
         with suppress(_LastLayerRead):
             if prefix is None:
-                model(
-                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **whole_pass, **(apart or {})
-                )
+                model(input_ids=input_ids, attention_mask=attention_mask, **settings)
             else:
                 cache = prefix.repeated(len(input_ids))
                 model(input_ids=input_ids[:, start:], attention_mask=attention_mask, past_key_values=cache)
-    for layer in sums if prefix is not None else ():
-        sums[layer] = sums[layer] + pooled(weights[..., :start], prefix.hidden[layer])
+    if prefix is not None:
+        for layer in sums:
+            sums[layer] = sums[layer] + pooled(weights[..., :start], prefix.hidden[layer])
     return torch.stack([sums[layer] for layer in layers], dim=2)
 
 
@@ -187,8 +186,7 @@ class ResidualWriter:
             model: a causal language model, bare or PEFT-wrapped.
             layers: the layers that may be written to.
             last_token_only: write at the last token of each pass only.
-            loss_only: write only in passes that a loss can be taken on; see
-                :class:`~persona_callbacks.model.passes.LossPasses`.
+            loss_only: write only in passes that a loss can be taken on, as `LossPasses` tells them.
 
         Raises:
             InputError: the model's decoder blocks cannot be found.
