@@ -1,25 +1,37 @@
 """What every callback refuses before training, because it would go wrong in silence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
+from persona_callbacks.files import plain_settings
 from persona_callbacks.model import LanguageModel, adapter_obstacle, dimensions, find_language_model, is_sharded
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.tracking import metrics
+from persona_callbacks.vectors import PersonaVector, vector_facts
 
 _WAY_OUT = "which is not supported yet; use strategy='ddp' or one device"
 
 
 class RefusingCallback(Callback):
-    """A callback that reads or writes the model, and refuses what it cannot read or write."""
+    """A callback that reads or writes the model, and refuses what it cannot read or write.
+
+    What it has logged of an optimizer step is written as one row with what the others have, when the next step begins
+    or the fit ends. What it was made with is added to the loggers' configuration.
+    """
+
+    vectors: Sequence[PersonaVector] = ()
+    _made_with: Mapping[str, Any] = MappingProxyType({})
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a strategy that splits the weights over processes, before it sets itself up.
+        """Refuse a strategy that splits the weights over processes, before it sets itself up; describe the callback to
+        the loggers.
 
         Raises:
             MisconfigurationException: it does.
@@ -29,6 +41,30 @@ class RefusingCallback(Callback):
                 f"{type(self).__name__}: the {type(trainer.strategy).__name__} splits the weights over processes,"
                 f" {_WAY_OUT}"
             )
+        if stage == "fit":
+            facts: dict[str, Any] = {type(self).__name__: plain_settings(self.facts())}
+            if self.vectors:
+                facts["persona_vectors"] = {vector.trait: vector_facts(vector) for vector in self.vectors}
+            metrics.describe(trainer, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What loggers record of the callback, its vectors aside."""
+        return {key: value for key, value in self._made_with.items() if key != "vectors"}
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Write what was logged of the step before: by now every callback has logged."""
+        metrics.flush(trainer)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what was logged last."""
+        metrics.flush(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write what was logged last."""
+        metrics.flush(trainer)
 
     def refuse_sharded(self, module: nn.Module) -> None:
         """Refuse weights that are split over processes, whatever the strategy.

@@ -115,6 +115,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from model and module."""
+        super().on_exception(trainer, pl_module, exception)
         self._detach()
 
     def _detach(self) -> None:
