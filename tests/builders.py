@@ -11,6 +11,7 @@ import json
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -282,6 +283,15 @@ def offline_records(path):
         if kind in (1, 4):  # whole, or last part
             yield Record.FromString(record)
             record = b""
+
+
+def written(path, seconds=60):
+    """The same path, once W&B has written the end of the run to it: ``wandb.finish`` returns earlier."""
+    deadline = time.monotonic() + seconds
+    while not any(record.HasField("exit") for record in offline_records(path)):
+        assert time.monotonic() < deadline, f"{path} does not come to its end"
+        time.sleep(0.02)
+    return path
 
 
 def slow_reference(model, chat, layer, position):

@@ -5,6 +5,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.loggers import log_run, with_usable_loggers
 from persona_callbacks.apps.opening import Opening, open_app
 from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.errors import InputError, is_number
@@ -26,12 +28,14 @@ from persona_callbacks.extraction import (
     curve_figure,
     extract,
     layer_figure,
+    log_vectors,
     steered_expression,
 )
 from persona_callbacks.files import append_lines, atomic_write, check_writable, locked_folder, model_folder
 from persona_callbacks.judging import ContrastiveJudge
 from persona_callbacks.model import Generator, LoadedModel
 from persona_callbacks.progress import progress_bar
+from persona_callbacks.training import RunLabel
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector, common_layer, cosine_table, warn_if_weak, write_gguf, write_pt
 
@@ -66,6 +70,7 @@ def run(cfg: DictConfig) -> list[PersonaVector]:
         )
     folder = Path(cfg.out).absolute() / model_folder(opening.source.id)
     check_writable(folder)
+    cfg = with_usable_loggers(cfg)
     loaded = opening.load()
     generator: Generator = instantiate(cfg.generation)(loaded)
     with locked_folder(folder):
@@ -96,7 +101,19 @@ def _extract_all(
     console.print(_causes(compared))
     warn_if_weak(vectors)
     console.print(f"Vectors, responses and figures: {folder}", soft_wrap=True)
+    if cfg.logger:
+        _log(cfg, vectors, folder)
     return vectors
+
+
+def _log(cfg: DictConfig, vectors: Sequence[PersonaVector], folder: Path) -> None:
+    """Write the vectors and the evidence for them to every logger of the configuration."""
+    now, traits = f"{datetime.now():%Y%m%d-%H%M%S}", [vector.trait for vector in vectors]
+    tags = ("extraction", folder.name[:64], *traits)
+    name = f"extraction · {folder.name}"
+    label = RunLabel(name, "extraction", f"extraction-{now}", folder, f"csv-{now}", "extract", tags)
+    doing = f"logging the vectors, which are complete in {folder},"
+    log_run(cfg, label, doing, lambda loggers: log_vectors(loggers, vectors, folder))
 
 
 def _write(folder: Path, extraction: Extraction, formats: Sequence[str], model_hint: str) -> None:

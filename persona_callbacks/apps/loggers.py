@@ -1,10 +1,15 @@
-"""The loggers of a configuration, as the environment wants them."""
+"""The loggers of a configuration, as the environment wants them; and logging what is no fine-tuning."""
 
 import os
+from collections.abc import Callable, Sequence
 
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, open_dict
 
-from persona_callbacks.tracking import check_wandb
+from persona_callbacks.apps.start import whole_configuration
+from persona_callbacks.tracking import check_wandb, faults_as_warnings, finish_wandb
+from persona_callbacks.training import RunLabel, without_trait_texts
 
 _SYNC_SECONDS = "300"
 
@@ -22,7 +27,7 @@ def with_usable_loggers(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         cfg.logger = cfg.get("logger") or {}  # none after ~logger or logger=null
     mode = os.environ.get("WANDB_MODE", "")
-    of_wandb = [key for key, logger in cfg.logger.items() if logger["_target_"].endswith(".WandbLogger")]
+    of_wandb = [key for key, logger in cfg.logger.items() if is_of_wandb(logger)]
     with open_dict(cfg):
         for key in of_wandb:
             if mode == "disabled":
@@ -35,3 +40,33 @@ def with_usable_loggers(cfg: DictConfig) -> DictConfig:
         # A server that goes away during the run must not keep the next one from starting.
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", _SYNC_SECONDS)
     return cfg
+
+
+def is_of_wandb(logger: DictConfig) -> bool:
+    """Whether the configuration of a logger is that of one of W&B."""
+    return str(logger["_target_"]).endswith(".WandbLogger")
+
+
+def log_run(cfg: DictConfig, label: RunLabel, doing: str, write: Callable[[Sequence[Logger]], None]) -> None:
+    """Have every logger of the configuration record a run that is already complete.
+
+    Args:
+        cfg: of the command.
+        label: the names of the run.
+        doing: what fails if a logger fails, for the warning.
+        write: writes the results to the loggers.
+    """
+    filled = cfg.copy()
+    filled.run = label.as_run()
+    with faults_as_warnings(doing):
+        try:
+            loggers: list[Logger] = [instantiate(logger) for logger in filled.logger.values()]
+            for logger in loggers:
+                logger.log_hyperparams(without_trait_texts(whole_configuration(cfg)))
+            write(loggers)
+            for logger in loggers:
+                logger.finalize("success")
+        except BaseException:
+            finish_wandb(exit_code=1)
+            raise
+        finish_wandb()

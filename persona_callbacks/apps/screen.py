@@ -1,10 +1,10 @@
 """``persona-screen``: which chats of a training file would move the model along a trait, and how far."""
 
+import re
 from datetime import datetime
 from pathlib import Path
 
 import hydra
-import wandb
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.loggers import with_usable_loggers
+from persona_callbacks.apps.loggers import log_run, with_usable_loggers
 from persona_callbacks.apps.opening import Opening, open_app
-from persona_callbacks.apps.start import ending_in_one_line, whole_configuration
+from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import check_writable
@@ -32,7 +32,7 @@ from persona_callbacks.screening import (
     log_screening,
     screen,
 )
-from persona_callbacks.tracking import faults_as_warnings
+from persona_callbacks.training import RunLabel
 from persona_callbacks.vectors import PersonaVector, warn_if_weak
 
 
@@ -132,21 +132,9 @@ def _table(summary: Summary) -> Table:
 
 def _log(cfg: DictConfig, summary: Summary, folder: ScreeningFolder) -> None:
     """Write the screening to every logger of the configuration."""
-    filled = cfg.copy()
-    name = f"screening-{Path(summary.data).stem}"
-    filled.run = {
-        "name": name, "group": "screening", "id": f"{name}-{datetime.now():%Y%m%d-%H%M%S}", "dir": str(folder.path),
-        "csv": "csv",
-    }  # fmt: skip
-    with faults_as_warnings(f"logging the screening, which is complete in {folder.path},"):
-        try:
-            loggers = [instantiate(logger) for logger in filled.logger.values()]
-            for logger in loggers:
-                logger.log_hyperparams(whole_configuration(cfg))
-            log_screening(loggers, folder, name)
-            for logger in loggers:
-                logger.finalize("success")
-        except BaseException:
-            wandb.finish(exit_code=1)
-            raise
-        wandb.finish()
+    data, traits = Path(summary.data).stem, list(summary.thresholds)
+    run_id = re.sub(r"[^\w.-]", "-", f"screening-{data}-{datetime.now():%Y%m%d-%H%M%S}")
+    tags = ("screening", data[:64], *traits)
+    label = RunLabel(f"screening · {data}", "screening", run_id, folder.path, "csv", "screen", tags)
+    doing = f"logging the screening, which is complete in {folder.path},"
+    log_run(cfg, label, doing, lambda loggers: log_screening(loggers, folder))

@@ -22,7 +22,7 @@ from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from transformers.utils import logging as transformers_logging
@@ -182,6 +182,18 @@ def chosen_device(accelerator: str) -> torch.device:
     """The accelerator of this machine, or the CPU if that is asked for."""
     found = torch.accelerator.current_accelerator() if accelerator != "cpu" else None
     return found or torch.device("cpu")
+
+
+def chosen_options() -> dict[str, str]:
+    """The chosen option of each group of this command's configuration, its loggers aside; of a list, all of them."""
+    if not HydraConfig.initialized():
+        return {}
+    groups = {str(group).partition("@")[0]: option for group, option in HydraConfig.get().runtime.choices.items()}
+    return {
+        group: ", ".join(map(str, option)) if isinstance(option, ListConfig | list) else str(option)
+        for group, option in groups.items()
+        if option is not None and group != "logger" and not group.startswith("hydra/")
+    }
 
 
 def whole_configuration(cfg: DictConfig) -> dict[str, Any]:

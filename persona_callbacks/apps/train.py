@@ -11,9 +11,15 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.loggers import with_usable_loggers
+from persona_callbacks.apps.loggers import is_of_wandb, with_usable_loggers
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, ending_in_one_line, whole_configuration
+from persona_callbacks.apps.start import (
+    chosen_calibrations,
+    chosen_judges,
+    chosen_options,
+    ending_in_one_line,
+    whole_configuration,
+)
 from persona_callbacks.apps.sweeping import check_objective, is_job_of_sweep, objective_value, show_sweep
 from persona_callbacks.progress import open_console
 from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
@@ -94,6 +100,8 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         seed=cfg.seed,
         device=opening.device,
         configuration=whole_configuration(cfg),
+        choices=chosen_options(),
+        log_adapter=any(is_of_wandb(logger) and bool(logger.get("log_model")) for logger in cfg.logger.values()),
     )
 
 
@@ -105,8 +113,9 @@ def _factory(callback: DictConfig | None) -> Any:
 def _logger(cfg: DictConfig, key: str, label: RunLabel) -> Logger:
     """A logger of the ``logger`` group for one run, which its configuration refers to as ``run``."""
     filled = cfg.copy()
-    filled.run = {
-        "name": label.name, "group": label.group, "id": label.id, "dir": str(label.folder), "csv": label.csv,
-    }  # fmt: skip
-    logger: Logger = instantiate(filled.logger[key])
+    filled.run = label.as_run()
+    chosen = filled.logger[key]
+    if is_of_wandb(chosen):
+        chosen.pop("log_model", None)  # the study has the adapter kept, in place of checkpoints
+    logger: Logger = instantiate(chosen)
     return logger

@@ -1,11 +1,15 @@
-"""What is logged of the monitor's readings."""
+"""The monitor's readings: what is logged of them, and those that are left without some traits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from persona_callbacks.callbacks._pictures import layers_figure, shift_figure
 from persona_callbacks.steering import Reading
 from persona_callbacks.tracking import metrics
 
@@ -34,8 +38,9 @@ def log_reading(trainer: Trainer, reading: Reading, before: Reading | None) -> N
     metrics.log(trainer, {name(trait): value for name, values in named for trait, value in values.items()})
 
 
-def log_layers(trainer: Trainer, readings: Sequence[Reading]) -> None:
-    """Write the table of shifts by layer, if every layer was read."""
+def log_course(trainer: Trainer, readings: Sequence[Reading]) -> None:
+    """Write pictures of the whole training; and, if every layer was read, the table of shifts by layer."""
+    metrics.log_picture(trainer, metrics.SHIFT_PICTURE, partial(shift_figure, readings))
     rows = [
         [reading.step, trait, layer, value]
         for reading in readings
@@ -44,3 +49,19 @@ def log_layers(trainer: Trainer, readings: Sequence[Reading]) -> None:
     ]
     if rows:
         metrics.log_table(trainer, metrics.LAYER_TABLE, ["step", "trait", "layer", "shift"], rows)
+        for trait in readings[-1].shift_by_layer:
+            metrics.log_picture(trainer, metrics.layer_picture(trait), partial(layers_figure, readings, trait))
+
+
+def readings_without(readings: Sequence[Reading], traits: Collection[str]) -> list[Reading]:
+    """The readings without the values of some traits; those that had no others are left out."""
+    kept = [
+        Reading(reading.step, *(without(getattr(reading, part.name), traits) for part in fields(Reading)[1:]))
+        for reading in readings
+    ]
+    return [reading for reading in kept if reading.shift]
+
+
+def without(values: Mapping[str, Any], traits: Collection[str]) -> dict[str, Any]:
+    """The values by trait, without some traits."""
+    return {trait: value for trait, value in values.items() if trait not in traits}

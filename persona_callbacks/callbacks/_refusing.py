@@ -1,14 +1,16 @@
 """What every callback refuses before training, because it would go wrong in silence."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from persona_callbacks.callbacks._seams import is_lightnings
+from persona_callbacks.files import plain_settings
 from persona_callbacks.model import (
     LanguageModel,
     adapter_obstacle,
@@ -18,13 +20,21 @@ from persona_callbacks.model import (
     is_sharded,
     sharding_obstacle,
 )
-from persona_callbacks.vectors import PersonaVector
+from persona_callbacks.tracking import metrics
+from persona_callbacks.vectors import PersonaVector, vector_facts
 
 _WAY_OUT = "use ModelParallelStrategy with fully_shard (FSDP2), or strategy='ddp'"
 
 
 class RefusingCallback(Callback):
-    """A callback that reads or writes the model, and refuses what it cannot read or write."""
+    """A callback that reads or writes the model, and refuses what it cannot read or write.
+
+    What it has logged of an optimizer step is written as one row with what the others have, when the next step begins
+    or the fit ends. What it was made with is added to the loggers' configuration.
+    """
+
+    vectors: Sequence[PersonaVector] = ()
+    _made_with: Mapping[str, Any] = MappingProxyType({})
 
     way_out_of_sharding: ClassVar[str | None] = None
     """What to do where ``fully_shard`` splits the weights over processes, if this callback cannot work there."""
@@ -32,7 +42,7 @@ class RefusingCallback(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a strategy that splits the weights over processes in a way that is not supported, before it sets
-        itself up.
+        itself up; describe the callback to the loggers.
 
         Raises:
             MisconfigurationException: it does.
@@ -46,6 +56,29 @@ class RefusingCallback(Callback):
             )
         if is_lightnings(trainer.strategy, "ModelParallelStrategy"):
             self._refuse_to_work_split()
+        facts: dict[str, Any] = {type(self).__name__: plain_settings(self.facts())}
+        if self.vectors:
+            facts["persona_vectors"] = {vector.trait: vector_facts(vector) for vector in self.vectors}
+        metrics.describe(trainer, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What loggers record of the callback, its vectors aside."""
+        return {key: value for key, value in self._made_with.items() if key != "vectors"}
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Write what was logged of the step before: by now every callback has logged."""
+        metrics.flush(trainer)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what was logged last."""
+        metrics.flush(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write what was logged last."""
+        metrics.flush(trainer)
 
     def check_sharding(self, module: nn.Module, trainer: Trainer) -> None:
         """Refuse weights that are split over processes in a way that is not supported, whatever the strategy.

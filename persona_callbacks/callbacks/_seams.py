@@ -61,10 +61,12 @@ def back_on_device(trainer: Trainer, pl_module: LightningModule) -> Iterator[Non
         pl_module.cpu()
 
 
-def is_logging_step(trainer: Trainer) -> bool:
-    """Whether the optimizer steps taken are a multiple of ``trainer.log_every_n_steps``; never if that is 0."""
+def is_logging_step(trainer: Trainer, step: int | None = None) -> bool:
+    """Whether the optimizer steps taken, or ``step``, are a multiple of ``trainer.log_every_n_steps``; never if that is
+    0.
+    """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without annotation
-    return every > 0 and trainer.global_step % every == 0
+    return every > 0 and (trainer.global_step if step is None else step) % every == 0
 
 
 def share_of(trainer: Trainer, count: int) -> tuple[list[int], Tensor]:

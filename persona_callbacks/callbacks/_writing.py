@@ -112,6 +112,7 @@ class TrainingWriter(RefusingCallback, ABC):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from the model."""
+        super().on_exception(trainer, pl_module, exception)
         self._detach()
 
     def _marked(self, batch: Any) -> Tensor | None:

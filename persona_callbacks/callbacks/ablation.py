@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
@@ -14,7 +13,6 @@ from persona_callbacks.callbacks._seams import BatchAdapter
 from persona_callbacks.callbacks._writing import SteeredPasses, TrainingWriter, check_passes, check_positions
 from persona_callbacks.files import plain_settings
 from persona_callbacks.model import residual
-from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import (
     Layers,
     PersonaVector,
@@ -106,12 +104,6 @@ class Ablation(SameInputs, TrainingWriter):
         check_layers(layers, traits, num_layers)
         check_positions(cls.__name__, positions)
         check_passes(cls.__name__, when)
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that every vector fits, and attach to the model, inactive."""
-        super().on_fit_start(trainer, pl_module)
-        metrics.log_settings(trainer, "Ablation", self._made_with)
 
     @override
     def attached(self, model: nn.Module) -> residual.ResidualWriter:

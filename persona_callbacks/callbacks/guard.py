@@ -33,9 +33,9 @@ class DriftGuard(RefusingCallback):
 
     A loss that is not finite is acted on before its optimizer step, which is left out unless the action is ``warn``.
 
-    Every action warns, alerts in W&B and logs ``guard/tripped`` (1), once. Answers that the judge could not score do
-    not trip it. It comes after the callbacks it watches in
-    the trainer's list. Rolling back keeps one copy of the trained weights (with LoRA, of the adapter) on their device,
+    Every action warns, alerts in W&B and logs ``steering/guard_tripped`` (1), once. Answers that the judge could not
+    score do not trip it. It comes after the callbacks it watches in the trainer's list. Rolling back keeps one copy of
+    the trained weights (with LoRA, of the adapter) on their device,
     and in checkpoints; the readings made on what was rolled back stay in the logs.
 
     A limit on expression acts on answers to the evaluation questions: the expression that such a run reports is then no
@@ -101,6 +101,12 @@ class DriftGuard(RefusingCallback):
         self._resumed = False
 
     @override
+    def facts(self) -> dict[str, Any]:
+        """What loggers record of the guard."""
+        limits = {"shift": self.shift, "preference": self.preference, "expression": self.expression}
+        return {**limits, "reference": self.reference, "saturated": self.saturated, "action": self.action}
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         """What tripped, and the weights to roll back to."""
         return {
@@ -156,6 +162,7 @@ class DriftGuard(RefusingCallback):
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add the loss up, to see whether it is finite."""
+        super().on_before_backward(trainer, pl_module, loss)
         self._loss = self._loss.to(loss.device) + loss.detach()
 
     @override

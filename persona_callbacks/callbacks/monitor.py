@@ -1,19 +1,20 @@
 """The callback that measures where training moves the model along persona vectors."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from persona_callbacks.callbacks._batches import BatchProjections
 from persona_callbacks.callbacks._pairs import PairReader, Pairs, check_pairs, chosen_pairs
-from persona_callbacks.callbacks._readings import log_layers, log_reading
+from persona_callbacks.callbacks._readings import log_course, log_reading, readings_without, without
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import MADE_WITH, OnePerTraits, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
@@ -26,6 +27,7 @@ from persona_callbacks.callbacks._seams import (
     share_of,
     sum_over_processes,
 )
+from persona_callbacks.callbacks._training import TrainingValues
 from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import settings_fingerprint
@@ -38,7 +40,6 @@ from persona_callbacks.model import (
     removable_adapters,
 )
 from persona_callbacks.steering import Reading, Sensor
-from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
 
@@ -55,7 +56,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
 
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
-    ``trainer.log_every_n_steps``.
+    ``trainer.log_every_n_steps``. At those steps and at each reading, ``train/loss``, ``train/learning_rate`` and
+    ``train/gradient_norm`` (before clipping) are logged beside, unless the module logs them itself by these names.
 
     Other callbacks may :meth:`request` readings between these, with pairs or without; adaptive steering does.
 
@@ -73,8 +75,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         probes: questions to use instead of those stored in each vector.
         tokenizer: found on the module or data module (``tokenizer``) or loaded by the vectors' model id if not given.
         batch_size: probes, or responses of pairs, per forward pass.
-        every_layer: read the probes at every layer, not only the chosen ones, for ``shift_by_layer`` of the readings
-            and a table of that name in loggers that have tables.
+        every_layer: read the probes at every layer, not only the chosen ones, for ``shift_by_layer`` of the readings,
+            and a table and a picture of it in loggers that have some, such as W&B's.
         pairs: how many of each vector's minimal pairs are read; 0 for none. Or the pairs themselves: a list if there is
             one vector, else by trait. Reading 16 of a trait costs a little less than a training step on 8 chats.
         batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
@@ -106,17 +108,9 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check(
-            [vector.trait for vector in self.vectors],
-            self.vectors[0].num_layers,
-            every_n_steps,
-            position,
-            probes,
-            tokenizer,
-            batch_size,
-            every_layer,
-            pairs,
-            batch_adapter,
-        )
+            [vector.trait for vector in self.vectors], self.vectors[0].num_layers, every_n_steps, position, probes,
+            tokenizer, batch_size, every_layer, pairs, batch_adapter,
+        )  # fmt: skip
         warn_if_weak(self.vectors)
         for vector in self.vectors:
             vector.unit_direction()
@@ -136,6 +130,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         self._resumed = False
         self._requests: dict[object, tuple[int, Sensor]] = {}
         self._batches: BatchProjections | None = None
+        self._training = TrainingValues()
 
     @classmethod
     def check(
@@ -156,14 +151,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         Args:
             traits: those that are to be watched.
             num_layers: blocks of the model.
-            every_n_steps: and all others, as for the callback.
-            position: see there.
-            probes: see there.
-            tokenizer: see there.
-            batch_size: see there.
-            every_layer: see there.
-            pairs: see there.
-            batch_adapter: see there.
+            every_n_steps: and all that follow, as for the callback.
 
         Raises:
             InputError: settings that cannot be.
@@ -190,6 +178,17 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             self._requests.pop(requester, None)
         else:
             self._requests[requester] = (step, sensor)
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        """What loggers record of the monitor."""
+        return {
+            "every_n_steps": self.every_n_steps,
+            "position": self.position,
+            "every_layer": self.every_layer,
+            "probes": {vector.trait: len(self._probes_of(vector)) for vector in self.vectors},
+            "pairs": {trait: len(pairs) for trait, pairs in self.pairs.items()},
+        }
 
     def traits_of(self, sensor: Sensor) -> tuple[str, ...]:
         """The traits that a sensor reads: all, or, for the preference, those that have minimal pairs."""
@@ -235,6 +234,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         """Check that every vector fits, find the tokenizer, encode probes and pairs, attach the batch reader."""
         self._model = self.find_model(pl_module, self.vectors)
         self._requests = {}
+        self._training.forget()
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
@@ -243,7 +243,6 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
         self._pair_reader = PairReader(self.pairs, self._tokenizer)
         self._batches = BatchProjections(self._model, self.vectors, self.batch_adapter)
-        metrics.log_settings(trainer, "PersonaMonitor", self._about())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -276,21 +275,27 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         self._batches.start(batch)
 
     @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note what is logged of the step besides the model's character."""
+        self._training.before_step(trainer, pl_module, optimizer, read=self._is_due(trainer.global_step + 1))
+
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up the batch's projection; log and measure when an optimizer step has made it due."""
         assert self._batches is not None
         self._batches.take()
+        self._training.after_batch(trainer, outputs)
         if trainer.global_step == self._step_seen:
             return  # gradients are still being accumulated
         self._step_seen = trainer.global_step
+        is_due = self._is_due(trainer.global_step)
+        self._training.after_step(trainer, read=is_due)
         if is_logging_step(trainer):
             self._batches.log(trainer)
-        asked = [sensor for step, sensor in self._requests.values() if step == trainer.global_step]
-        own = trainer.global_step % self.every_n_steps == 0
-        if own or asked:
-            self._read(trainer, pairs=own or "preference" in asked)
+        if is_due:
+            self._read(trainer, pairs=self._is_due(trainer.global_step, "preference"))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -299,7 +304,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             return  # the weights that the fit ends with may not be in the model yet
         if not self._ends_with_whole(trainer):
             self._read(trainer)
-        log_layers(trainer, self.readings)
+        log_course(trainer, self.readings)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -312,18 +317,24 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         if nothing_trained or (self.readings and not self._resumed and averages_weights(trainer)):
             with back_on_device(trainer, pl_module):
                 self._read(trainer)
-            log_layers(trainer, self.readings)
+            log_course(trainer, self.readings)
         self._detach()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from the model."""
+        super().on_exception(trainer, pl_module, exception)
         self._detach()
 
     def _detach(self) -> None:
         if self._batches is not None:
             self._batches.remove()
         self._batches = None
+
+    def _is_due(self, step: int, sensor: Sensor | None = None) -> bool:
+        """Whether a reading, or one of a sensor, is taken after so many optimizer steps."""
+        asked = [of for at, of in self._requests.values() if at == step]
+        return step % self.every_n_steps == 0 or (bool(asked) if sensor is None else sensor in asked)
 
     def _measured_with(self) -> dict[str, dict[str, Any]]:
         """By trait, what its baseline and readings depend on beside the model."""
@@ -337,24 +348,11 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             for vector in self.vectors
         }
 
-    def _about(self) -> dict[str, dict[str, Any]]:
-        return {
-            trait: {**measured, "layer": vector.layer, "every_n_steps": self.every_n_steps}
-            for vector, (trait, measured) in zip(self.vectors, self._measured_with().items(), strict=True)
-        }
-
     def _forget(self, traits: Collection[str]) -> None:
         """Drop the baseline and all readings of some traits."""
-
-        def others(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {trait: value for trait, value in values.items() if trait not in traits}
-
-        self._baseline, self._preference_baseline = others(self._baseline), others(self._preference_baseline)
-        kept = [
-            Reading(reading.step, *(others(getattr(reading, part.name)) for part in fields(Reading)[1:]))
-            for reading in self.readings
-        ]
-        self.readings = [reading for reading in kept if reading.shift]
+        self._baseline = without(self._baseline, traits)
+        self._preference_baseline = without(self._preference_baseline, traits)
+        self.readings = readings_without(self.readings, traits)
 
     def _probes_of(self, vector: PersonaVector) -> Sequence[str]:
         return vector.probes if self.probes is None else self.probes

@@ -118,7 +118,6 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         self._units = units.to(device_of(self._model))
         self._count = sum(map(len, self._chosen.values()))
         self._reader = residual.BatchReader(self._model, self._layers)
-        metrics.log_settings(trainer, "ProjectionRegularisation", self._made_with)
         self._module, self._own_step = pl_module, pl_module.__dict__.get("training_step")
         pl_module.training_step = self._penalised(pl_module.training_step)  # type: ignore[method-assign]
 
@@ -138,6 +137,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from model and module."""
+        super().on_exception(trainer, pl_module, exception)
         self._detach()
 
     def _detach(self) -> None:

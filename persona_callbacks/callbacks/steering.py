@@ -238,7 +238,6 @@ class PreventativeSteering(OnePerTraits, TrainingWriter):
         sensor = self.law.reads
         self._monitor = None if sensor is None else self._find_monitor(trainer, sensor)
         super().on_fit_start(trainer, pl_module)
-        metrics.log_settings(trainer, "PreventativeSteering", self._made_with)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

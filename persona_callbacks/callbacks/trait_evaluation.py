@@ -30,6 +30,7 @@ from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
 
 _COLUMNS = [field.name for field in fields(JudgedAnswer)]
+_BASE_COLUMNS = ["base_answer", "base_score"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class TraitEvaluation(RefusingCallback):
     Before step 1, every ``every_n_steps`` optimizer steps if that is set, and at the end, each trait's evaluation
     questions are answered by the model as it is; ``persona/{trait}/expression`` with ``.../expression_low`` and
     ``_high`` (95 % interval) and ``persona/{trait}/unscored`` are logged, and a table of the answers (the fields of
-    :class:`~persona_callbacks.judging.JudgedAnswer`) goes to loggers that have tables. With several processes, each
-    answers its share of the questions.
+    :class:`~persona_callbacks.judging.JudgedAnswer`, and answer and score before training) goes to loggers that have
+    tables. With several processes, each answers its share of the questions.
 
     A judge that fails never stops the run: its answers count as unscored, with a warning.
 
@@ -147,6 +148,20 @@ class TraitEvaluation(RefusingCallback):
         if not traits:
             raise InputError(f"{cls.__name__}: expected at least one trait, found none")
         check_at_least_one(cls.__name__, every_n_steps=every_n_steps, questions=questions)
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        """What loggers record of the evaluation."""
+        return {
+            "traits": [trait.name for trait in self.traits],
+            "questions": self.questions,
+            "every_n_steps": self.every_n_steps,
+            "sampling": self.sampling,
+            "judges": {
+                trait.name: self.judges[trait.name].name if trait.name in self.judges else "contrastive"
+                for trait in self.traits
+            },
+        }
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -258,7 +273,10 @@ class TraitEvaluation(RefusingCallback):
             metrics.log(trainer, values)
 
     def _table(self, trainer: Trainer) -> None:
-        metrics.log_table(trainer, metrics.EXPRESSION_TABLE, _COLUMNS, [astuple(row) for row in self.rows])
+        """Log every answer, with that to the same question before training beside."""
+        first = {(row.trait, row.question): (row.answer, row.score) for row in self.rows if row.step == 0}
+        rows = [(*astuple(row), *first.get((row.trait, row.question), (None, None))) for row in self.rows]
+        metrics.log_table(trainer, metrics.EXPRESSION_TABLE, [*_COLUMNS, *_BASE_COLUMNS], rows)
 
 
 def _from_all_processes(trainer: Trainer, own: list[tuple[Answer, Score]]) -> list[tuple[Answer, Score]]:

@@ -22,6 +22,7 @@ from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
+from persona_callbacks.tracking import metrics
 
 _STATE_FILE = "persona_callbacks.pt"
 
@@ -98,6 +99,7 @@ class TransformersCallback(TrainerCallback):
             callback.on_fit_start(run.as_trainer, model)
         for callback in self.callbacks:
             callback.on_train_start(run.as_trainer, model)
+        metrics.flush(run.as_trainer)
 
     @override
     def on_substep_end(
@@ -127,6 +129,7 @@ class TransformersCallback(TrainerCallback):
         run = self._running()
         for callback in self.callbacks:
             callback.on_train_end(run.as_trainer, run.module)
+        metrics.flush(run.as_trainer)
 
     def _running(self) -> "_Run":
         if self._run is None:
@@ -151,6 +154,7 @@ class TransformersCallback(TrainerCallback):
                 result = train(resume_from_checkpoint, *args, **kwargs)
                 for callback in self.callbacks:
                     callback.on_fit_end(run.as_trainer, run.module)
+                metrics.flush(run.as_trainer)
                 return result
             except BaseException as error:
                 for callback in self.callbacks:
@@ -179,6 +183,7 @@ class TransformersCallback(TrainerCallback):
         # A reading is of the model as it is, whichever callback comes first: writers are off in it.
         for callback in self.callbacks:
             callback.on_train_batch_end(run.as_trainer, run.module, None, batch, 0)
+        metrics.flush(run.as_trainer)  # before the trainer's step goes on, which it logs by
 
     def _restore(self) -> None:
         if self._resumed_from is None:
@@ -205,6 +210,7 @@ class _Run:
         self._trainer = trainer
         self.callbacks = list(callbacks)
         self.callback_metrics: dict[str, Tensor] = {}
+        self.logged_metrics: dict[str, Tensor] = {}
         self.loggers = [_TrainerLog(trainer)]
         self.strategy = SimpleNamespace(reduce=self._reduce, root_device=trainer.args.device)
 
@@ -280,9 +286,6 @@ class _Run:
 
 class _TrainerLog:
     """Writes to the log of transformers' trainer, in the place of Lightning's loggers."""
-
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        """Nothing: the trainer's log has no place for them."""
 
     def __init__(self, trainer: transformers.Trainer) -> None:
         self._trainer = trainer

@@ -23,6 +23,7 @@ from persona_callbacks.extraction.layer_choice import (
     steering_effect,
 )
 from persona_callbacks.extraction.learning import LearningSettings, learn_directions
+from persona_callbacks.extraction.logged import log_vectors
 from persona_callbacks.extraction.responses import Judged, Response, generate_responses, judge_responses, kinds
 from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 
@@ -53,6 +54,7 @@ __all__ = [
     "layer_figure",
     "learn_directions",
     "load_extraction",
+    "log_vectors",
     "persona_vector",
     "shipped_texts",
     "steered_expression",

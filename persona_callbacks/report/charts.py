@@ -5,7 +5,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from persona_callbacks.palette import BASE, SERIES
+from persona_callbacks.palette import BASE, SERIES, draw_layers
 from persona_callbacks.report.runs import Run
 from persona_callbacks.screening import TraitSummary
 from persona_callbacks.tracking import metrics
@@ -67,34 +67,33 @@ def trajectory(runs: Sequence[Run], trait: str) -> str:
         panels = figure.subplots(
             len(rows), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [row[2] for row in rows]}
         )[:, 0]
+        tips: list[list[str]] = []
         for axes, (name, label, _) in zip(panels, rows, strict=True):
             axes.axhline(0, color="#bbbbbb", linewidth=1)
             for number, run in enumerate(runs):
                 if name in run.series:
                     steps, values = zip(*run.series[name], strict=True)
                     axes.plot(steps, values, **_style(number))  # leaves a gap where a value is not finite
+                    what = label.partition("\n")[0]
+                    pairs = zip(steps, values, strict=True)
+                    tips.append([f"{run.name}, step {s}: {what} {v:.3g}" for s, v in pairs if math.isfinite(v)])
             axes.set_ylabel(label)
         panels[-1].set_xlabel("optimizer step")
         figure.align_ylabels()
-        return _svg(figure, f"Shift along {trait} by optimizer step, one line a run")
+        return _svg(figure, f"Shift along {trait} by optimizer step, one line a run", tips)
 
 
 def heat_map(run: Run, trait: str, limit: float) -> str:
-    """Draw the shift by layer and step. The deepest colours stand for ± ``limit``, in activation units."""
+    """Draw the shift by layer and step. The deepest colours stand for ± ``limit`` and beyond, in activation
+    units.
+    """
     table = run.shift_by_layer[trait]
     steps = sorted(table)
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
         axes = figure.subplots()
-        columns = [[table[step][layer] for step in steps] for layer in range(len(table[steps[0]]))]
-        image = axes.imshow(
-            columns, origin="lower", aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
-            extent=(-0.5, len(steps) - 0.5, 0.5, len(columns) + 0.5),
-        )  # fmt: skip
-        shown = range(0, len(steps), max(1, math.ceil(len(steps) / 8)))
-        axes.set_xticks(list(shown), [str(steps[column]) for column in shown])
-        axes.set(xlabel="optimizer step", ylabel="layer")
-        figure.colorbar(image, label="shift (activation units)")
+        image = draw_layers(axes, steps, [table[step] for step in steps], limit)
+        figure.colorbar(image, label="shift (activation units)", extend="both")
         return _svg(figure, f"Shift along {trait} by layer and step in {run.name}")
 
 
@@ -145,14 +144,16 @@ def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
+        tips = []
         for number, run in enumerate(runs):
             x, y = run.last(cost), run.last(name)
             if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
                 axes.plot([x], [y], markersize=7, **_style(number))
+                tips.append([f"{run.name}: {name.rpartition('/')[2]} {y:.3g}, {cost} {x:.3g}"])
         axes.margins(0.12)
         axes.set(xlabel=cost, ylabel=f"{trait} {'expression' if evaluated else 'shift'} at the end")
         _base_line(axes, runs, name)
-        return _svg(figure, f"{trait} against {cost}, one point a run")
+        return _svg(figure, f"{trait} against {cost}, one point a run", tips)
 
 
 def screening_histogram(summary: TraitSummary, screening: str) -> str:
@@ -188,11 +189,17 @@ def _base_line(axes: Axes, runs: Sequence[Run], name: str) -> None:
         axes.text(0.01, base, "base model", transform=axes.get_yaxis_transform(), color="#777777", va="bottom")
 
 
-def _svg(figure: Figure, description: str) -> str:
-    """Return the figure as an ``<svg>`` element that scales with the page and whose ids no other figure has."""
+def _svg(figure: Figure, description: str, tips: Sequence[Sequence[str]] = ()) -> str:
+    """Return the figure as an ``<svg>`` element that scales with the page and whose ids no other figure has.
+
+    Args:
+        figure: what to draw.
+        description: says what it shows; unlike that of any other figure of the page.
+        tips: for each line of a run, in the order in which they were drawn, what its points say under the pointer.
+    """
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
+    svg = _with_tips(text.getvalue(), tips)
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
     prefix = f"c{hashlib.sha256(description.encode()).hexdigest()[:10]}-"
@@ -203,3 +210,16 @@ def _svg(figure: Figure, description: str) -> str:
     # A style inside a picture would apply to the whole page, whose own style covers the pictures.
     inside = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", inside, flags=re.DOTALL)
     return f'<svg {box[0]} role="img" aria-label="{html.escape(description, quote=True)}">{inside.strip()}'
+
+
+def _with_tips(svg: str, tips: Sequence[Sequence[str]]) -> str:
+    """Give each marker of the lines of runs a title, which browsers show under the pointer."""
+    parts = re.split(r'(?=<g id="run-\d+">)', svg)
+    for number, of_line in enumerate(tips, start=1):
+        markers = iter(of_line)
+        parts[number] = re.sub(r"(<use [^>]*?)/>", lambda use: _titled(use, markers), parts[number], count=len(of_line))  # noqa: B023, used at once
+    return "".join(parts)
+
+
+def _titled(use: re.Match[str], markers: Iterator[str]) -> str:
+    return f"{use[1]}><title>{html.escape(next(markers))}</title></use>"

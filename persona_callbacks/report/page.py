@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
+from persona_callbacks.palette import colour_limit
 from persona_callbacks.report import charts
 from persona_callbacks.report.evaluations import evaluation_sections
 from persona_callbacks.report.labellings import label_sections
@@ -79,7 +80,8 @@ def write_report(
         runs: the runs that :func:`~persona_callbacks.report.find_runs` found.
         path: the HTML file to write.
         title: the heading of the page.
-        loss: the metric that trait expression is set against in the trade-off chart.
+        loss: the metric that trait expression is set against in the trade-off chart. Where no run has the default,
+            it is the loss of single steps, ``train/loss``.
         screenings: folders of ``persona-screen``, about the data that the runs were trained on.
         evaluations: folders of ``persona-evaluate``, from :func:`~persona_callbacks.report.evaluation_folders`.
         labels: folders of ``persona-label``.
@@ -93,6 +95,8 @@ def write_report(
     if not runs:
         raise InputError("a report needs at least one run")
     traits = list(dict.fromkeys(trait for run in runs for trait in run.traits))
+    if loss == metrics.EPOCH_LOSS and not any(loss in run.series for run in runs):
+        loss = metrics.TRAIN_LOSS  # of scripts that log no mean over epochs, the monitor logs single steps
     questions, left_out = questions_and_answers(runs, traits)
     differences, shared = configurations(runs)
     screened = screening_sections(screenings)
@@ -143,16 +147,20 @@ def _trait_charts(runs: Sequence[Run], trait: str, loss: str) -> TraitCharts:
         f"What keeping the character costs: {loss} at the end, each run as it was trained (a steered one with steering"
         " on). Down and to the left is better."
     )
-    shown.append(Chart("Trade-off", charts.trade_off(runs, trait, loss), caption))
+    trade_off = Chart("Trade-off", charts.trade_off(runs, trait, loss), caption)
+    both = any(run.last(loss) is not None and run.last(metrics.expression(trait)) is not None for run in runs)
+    shown.insert(0 if both else len(shown), trade_off)
     return TraitCharts(trait, (*shown, *_heat_maps(runs, trait)))
 
 
 def _heat_maps(runs: Sequence[Run], trait: str) -> list[Chart]:
     """The shift by layer in the first runs that have it, all in the same colour scale."""
     mapped = [(number, run) for number, run in enumerate(runs) if trait in run.shift_by_layer]
-    tables = [values for _, run in mapped for values in run.shift_by_layer[trait].values()]
-    limit = max((abs(value) for values in tables for value in values), default=0) or 1.0
-    caption = "Shift by layer and step; red is towards the trait. All runs have the same scale."
+    limit = colour_limit([values for _, run in mapped for values in run.shift_by_layer[trait].values()])
+    caption = (
+        "Shift by layer and step; red is towards the trait. All runs have the same scale, which the last layers, where"
+        " activations are large, may exceed."
+    )
     return [
         Chart(f"Layers: {run.name}", charts.heat_map(run, trait, limit), caption, number)
         for number, run in mapped[:_MOST_MAPS]
@@ -163,6 +171,12 @@ def _model(runs: Sequence[Run]) -> str:
     """The base models of the runs, as far as they are recorded."""
     names = {str(run.config["model.id"]) for run in runs if run.config.get("model.id")}
     names |= {vector.model_id for run in runs for vector in run.vectors if vector.model_id}
+    names |= {
+        str(value)
+        for run in runs
+        for key, value in run.config.items()
+        if key.startswith("persona_vectors.") and key.endswith(".model_id") and value
+    }
     return ", ".join(sorted(names))
 
 
@@ -206,8 +220,21 @@ def _card(runs: Sequence[Run], traits: Sequence[str], screened: Sequence[str]) -
 
 def _watched(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
     vectors = {vector.trait: vector for vector in _vectors(runs)}
-    unknown = "the persona vector is not beside the runs, so nothing is known here of its quality"
-    return [f"{trait}: {_quality(vectors[trait]) if trait in vectors else unknown}" for trait in traits]
+    return [f"{trait}: {_quality(vectors[trait]) if trait in vectors else _recorded(runs, trait)}" for trait in traits]
+
+
+def _recorded(runs: Sequence[Run], trait: str) -> str:
+    """What the configurations say of a persona vector that is not beside the runs."""
+    start = f"persona_vectors.{trait}."
+    config = next((run.config for run in runs if f"{start}layer" in run.config), None)
+    if config is None:
+        return "the persona vector is not beside the runs, so nothing is known here of its quality"
+    known = {key.removeprefix(start): value for key, value in config.items() if key.startswith(start)}
+    auc = "" if known.get("auc") is None else f"; held-out AUC {known['auc']:.2f}"
+    return (
+        f"persona vector read at {known['position']}, layer {known['layer']} of {known['num_layers']}; SHA-256"
+        f" {known['sha256']}{auc}; the vector itself is not beside the runs"
+    )
 
 
 def _training_data(runs: Sequence[Run]) -> list[str]:

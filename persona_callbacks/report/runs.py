@@ -20,6 +20,9 @@ Series = tuple[tuple[int, float], ...]
 _SET_ASIDE = "earlier"
 """The folder into which a new run moves an older one."""
 
+_OLDER_TABLES = {"trait_expression": metrics.EXPRESSION_TABLE, "shift_by_layer": metrics.LAYER_TABLE}
+"""What older versions called the tables."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -90,7 +93,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
         paths: the folders.
 
     Returns:
-        The runs, named by what tells their folders apart.
+        The runs, named by what tells their folders apart; those without steering first.
 
     Raises:
         InputError: a path does not exist, or holds neither a run nor the results of ``persona-evaluate``.
@@ -106,7 +109,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
                 " TraitEvaluation, wrote; found no run"
             )
         runs += [run for run in below if run.folder not in {other.folder for other in runs}]
-    return [_marked(run) for run in _renamed(_merged(runs))]
+    return [_marked(run) for run in sorted(_renamed(_merged(runs)), key=_is_steered)]
 
 
 def _merged(runs: Sequence[Run]) -> list[Run]:
@@ -142,6 +145,11 @@ def _merged(runs: Sequence[Run]) -> list[Run]:
 
 def _is_of_csv(run: Run) -> bool:
     return any(run.folder.glob("csv*/metrics.csv")) or (run.folder / "metrics.csv").is_file()
+
+
+def _is_steered(run: Run) -> bool:
+    """Whether something was done against the drift, as ``persona-train`` recorded it, or else as was logged."""
+    return bool(run.config.get("steered", any(name.startswith("steering/") for name in run.series)))
 
 
 def _marked(run: Run) -> Run:
@@ -193,7 +201,7 @@ def _run(name: str, folder: Path, tables: Sequence[Path], offline: Sequence[Offl
         tables: the folders that ``CSVLogger`` wrote into.
         offline: the parts of the run that W&B's offline mode wrote.
     """
-    logged = {table: rows for part in offline for table, rows in part.tables.items()}
+    logged = {_OLDER_TABLES.get(table, table): rows for part in offline for table, rows in part.tables.items()}
     files = sorted([*folder.glob("vectors/*.safetensors"), *folder.parent.glob("vectors/*.safetensors")])
     return Run(
         name=name,
@@ -219,7 +227,15 @@ def _finished(folder: Path, offline: Sequence[OfflineRun]) -> bool | None:
 def _metric_rows(tables: Sequence[Path], offline: Sequence[OfflineRun]) -> list[Mapping[str, Any]]:
     """The logged rows from CSV, or from W&B if there are none in CSV."""
     rows: list[Mapping[str, Any]] = [row for table in tables for _, row in csv_rows(table / "metrics.csv")]
-    return rows or [{**row, "step": row.get("trainer/global_step")} for part in offline for row in part.history]
+    return rows or [
+        {**_without_media(row), "step": row.get("trainer/global_step")} for part in offline for row in part.history
+    ]
+
+
+def _without_media(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of W&B's history without its tables and pictures, which have sizes and the like below their names."""
+    media = tuple(key.removesuffix("_type") for key in row if key.endswith("/_type"))
+    return {key: value for key, value in row.items() if not key.startswith(media)}
 
 
 def _configuration(tables: Sequence[Path], offline: Sequence[OfflineRun]) -> dict[str, Any]:

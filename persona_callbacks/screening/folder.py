@@ -219,9 +219,13 @@ class ScreeningFolder:
             raise InputError(f"{self.path}: holds no finished screening; make one with persona-screen out={self.path}")
         return read_json(self.summary_file, Summary.from_mapping, "the summary of a screening")
 
-    def result_files(self) -> list[Path]:
-        """The small files that a tracker keeps: all but the shards and the filtered copy."""
-        return [self.summary_file, self.settings_file, self.flagged_file, self.rejects_file]
+    def summary_files(self) -> list[Path]:
+        """The files that hold none of the chats."""
+        return [self.summary_file, self.settings_file]
+
+    def chat_files(self) -> list[Path]:
+        """The small files with chats: all but the shards and the filtered copy."""
+        return [self.flagged_file, self.rejects_file]
 
     def _shard(self, kind: Kind, number: int) -> Path:
         return self._shards / f"{kind}-{number:06d}.jsonl"

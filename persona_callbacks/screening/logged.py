@@ -1,24 +1,24 @@
 """What loggers keep of a screening."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
 from persona_callbacks.screening.folder import ScreeningFolder
 from persona_callbacks.screening.summary import Summary
-from persona_callbacks.tracking import metrics
+from persona_callbacks.tracking import metrics, screening_artifact, use_data, write_files
 
 _TABLE_ROWS = 1000
 """Rows of the table of flagged chats; the files hold all of them."""
 
 
-def log_screening(loggers: Sequence[Logger], folder: ScreeningFolder, name: str) -> None:
+def log_screening(loggers: Sequence[Logger], folder: ScreeningFolder) -> None:
     """Write a finished screening to loggers: its values, the flagged chats that rank highest, and the small files.
 
     Args:
         loggers: to write to.
         folder: of the screening.
-        name: under which the files are kept.
 
     Raises:
         InputError: the screening is not finished.
@@ -32,7 +32,10 @@ def log_screening(loggers: Sequence[Logger], folder: ScreeningFolder, name: str)
     ]
     metrics.write_table(loggers, metrics.FLAGGED_TABLE, ["rank", "line", *traits, "reason", "chat"], rows)
     about = {"data": summary.data, "chats": summary.chats, "flagged": summary.flagged}
-    metrics.write_files(loggers, name, "screening", folder.result_files(), about)
+    use_data(loggers, Path(summary.data), about)
+    artifact = screening_artifact(Path(summary.data))
+    write_files(loggers, artifact, "screening", folder.summary_files(), about)
+    write_files(loggers, f"{artifact}-chats", "screened-chats", folder.chat_files(), about)
 
 
 def _values(summary: Summary) -> dict[str, float]:

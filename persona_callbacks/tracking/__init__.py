@@ -1,16 +1,18 @@
-"""Metrics: their names, and the only functions that write them to loggers; and loggers that fail.
+"""Metrics: their names, and the only functions that write them to loggers; files that W&B keeps; loggers that fail.
 
 Imports nothing else from the library.
 """
 
-from persona_callbacks.tracking.faults import check_wandb, faults_as_warnings, never_failing
+from persona_callbacks.tracking.artifacts import screening_artifact, use_data, use_files, vector_artifact, write_files
+from persona_callbacks.tracking.faults import check_wandb, faults_as_warnings, finish_wandb, never_failing
 from persona_callbacks.tracking.metrics import (
     alert,
     batch_projection,
     coefficient,
+    describe,
     expression,
+    flush,
     log,
-    log_settings,
     log_table,
     preference,
     preference_share,
@@ -22,7 +24,6 @@ from persona_callbacks.tracking.metrics import (
     unscored,
     with_interval,
     write,
-    write_files,
     write_table,
 )
 
@@ -31,10 +32,12 @@ __all__ = [
     "batch_projection",
     "check_wandb",
     "coefficient",
+    "describe",
     "expression",
     "faults_as_warnings",
+    "finish_wandb",
+    "flush",
     "log",
-    "log_settings",
     "log_table",
     "never_failing",
     "preference",
@@ -42,9 +45,13 @@ __all__ = [
     "projection",
     "saturated",
     "screened",
+    "screening_artifact",
     "shift",
     "traits_of",
     "unscored",
+    "use_data",
+    "use_files",
+    "vector_artifact",
     "with_interval",
     "write",
     "write_files",

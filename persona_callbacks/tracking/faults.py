@@ -1,7 +1,7 @@
 """Loggers that fail: told early where that is possible, and never at the cost of a run that is under way."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.error import HTTPError
@@ -58,6 +58,21 @@ def faults_as_warnings(doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         rank_zero_warn(f"{doing} failed, the run goes on: {type(error).__name__}: {error}")
+
+
+def finish_wandb(exit_code: int = 0) -> None:
+    """Close the run of W&B that is open, if there is one.
+
+    Where W&B's own process is gone, this warns, and has the next run start another one instead of failing too.
+    """
+    with faults_as_warnings("closing the W&B run"):
+        try:
+            wandb.finish(exit_code=exit_code)
+        except Exception:
+            with suppress(Exception):
+                wandb.teardown()
+            wandb.run = None  # else the next logger would go on with this run
+            raise
 
 
 def never_failing(logger: Logger) -> Logger:

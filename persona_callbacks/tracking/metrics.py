@@ -1,15 +1,16 @@
 """The names of the metrics, and the only functions that write them to Lightning's loggers."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-import wandb
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.figure import Figure
 
 from persona_callbacks.tracking.faults import faults_as_warnings
 
@@ -17,15 +18,35 @@ TRAIN_LOSS = "train/loss"
 
 EPOCH_LOSS = "train/epoch_loss"
 
+LEARNING_RATE = "train/learning_rate"
+
+GRADIENT_NORM = "train/gradient_norm"
+"""The norm of all gradients together before an optimizer step, and before they are clipped."""
+
 PENALTY = "steering/penalty"
 
-GUARD_TRIPPED = "guard/tripped"
+GUARD_TRIPPED = "steering/guard_tripped"
 
-EXPRESSION_TABLE = "trait_expression"
+EXPRESSION_TABLE = "persona/judged_answers"
 
-LAYER_TABLE = "shift_by_layer"
+ANSWERS_TABLE = "persona/sample_answers"
+
+LAYER_TABLE = "persona/shift_by_layer"
+
+SHIFT_PICTURE = "persona/shift_over_training"
+
+VECTOR_TABLE = "persona/vectors"
 
 FLAGGED_TABLE = "screening/flagged"
+
+_STEP = "trainer/global_step"
+"""What Lightning's logger of W&B calls the number of optimizer steps."""
+
+_rows: WeakKeyDictionary[Trainer, tuple[int, dict[str, float]]] = WeakKeyDictionary()
+"""By trainer, the step that is under way and its values so far."""
+
+_defined: WeakKeyDictionary[Logger, set[str]] = WeakKeyDictionary()
+"""By logger, the metrics whose summary has been asked for."""
 
 
 def is_reading(name: str) -> bool:
@@ -85,6 +106,16 @@ def saturated(trait: str) -> str:
     return f"steering/{trait}/saturated"
 
 
+def extracted(trait: str, what: str) -> str:
+    """Name a fact about an extracted vector: its ``layer``, ``auc`` or ``specificity``."""
+    return f"persona/{trait}/vector_{what}"
+
+
+def layer_picture(trait: str) -> str:
+    """Name the picture of a trait's shift by layer and step."""
+    return f"persona/{trait}/shift_by_layer_picture"
+
+
 def screened(trait: str, what: str) -> str:
     """Name a result of screening a data set.
 
@@ -105,41 +136,54 @@ def traits_of(names: Iterable[str]) -> list[str]:
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Write values to every logger, at the number of optimizer steps taken so far.
 
-    They are written to ``trainer.callback_metrics`` too, where early stopping and checkpointing look for the metrics
-    that they monitor.
+    All values of a step become one row, which is written at :func:`flush`, or when a value of a later step is logged:
+    W&B can only set metrics against each other that are in the same row.
+
+    They are written to ``trainer.callback_metrics`` at once, where early stopping and checkpointing look for the
+    metrics that they monitor.
     """
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-    if trainer.is_global_zero:
-        write(trainer.loggers, values, trainer.global_step)
+    if not trainer.is_global_zero:
+        return
+    if trainer in _rows and _rows[trainer][0] != trainer.global_step:
+        flush(trainer)
+    _, row = _rows.get(trainer, (trainer.global_step, {}))
+    _rows[trainer] = (trainer.global_step, {**row, **values})
 
 
-def log_settings(trainer: Trainer, callback: str, settings: Mapping[str, Any]) -> None:
-    """Write what a callback was made with into the hyperparameters of every logger, under the callback's name.
-
-    Args:
-        trainer: with the loggers.
-        callback: the name.
-        settings: in plain values. Those in mappings are written one by one, since loggers replace a mapping that
-            they have already.
-    """
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            with faults_as_warnings(f"writing hyperparameters to {type(logger).__name__}"):
-                logger.log_hyperparams(dict(_flat(callback, settings)))
-
-
-def _flat(above: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(f"{above}/{key}", value)
-        else:
-            yield f"{above}/{key}", value
+def flush(trainer: Trainer) -> None:
+    """Write the values that :func:`log` was given last, if they are not written yet."""
+    if trainer in _rows:
+        step, row = _rows.pop(trainer)
+        if row:
+            write(trainer.loggers, row, step)
 
 
 def log_table(trainer: Trainer, name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table to those of the trainer's loggers that have tables; see :func:`write_table`."""
     if trainer.is_global_zero:
-        write_table(trainer.loggers, name, columns, rows)
+        write_table(trainer.loggers, name, columns, rows, trainer.global_step)
+
+
+def log_picture(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> None:
+    """Write a picture to those of the trainer's loggers that keep images, such as W&B's; it is drawn if there are some.
+
+    A logger that cannot write it causes a warning.
+    """
+    keeping = [logger for logger in trainer.loggers if hasattr(logger, "log_image")] if trainer.is_global_zero else []
+    for logger in keeping:
+        with faults_as_warnings(f"writing a picture to {type(logger).__name__}"), TemporaryDirectory() as scratch:
+            file = f"{scratch}/picture.png"
+            draw().savefig(file)
+            logger.log_image(name, [file], step=trainer.global_step)
+
+
+def describe(trainer: Trainer, facts: Mapping[str, Any]) -> None:
+    """Add facts to the configuration that each logger keeps of the run. A logger that cannot causes a warning."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            with faults_as_warnings(f"describing the run to {type(logger).__name__}"):
+                logger.log_hyperparams(dict(facts))
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
@@ -155,13 +199,40 @@ def alert(trainer: Trainer, title: str, text: str) -> None:
 def write(loggers: Sequence[Logger], values: Mapping[str, float], step: int = 0) -> None:
     """Write values to loggers outside of a fit, where there is no trainer. A logger that cannot write them causes a
     warning.
+
+    W&B is told of each metric to draw it over optimizer steps, and to keep its lowest, its highest and its last value.
     """
     for logger in loggers:
         with faults_as_warnings(f"logging to {type(logger).__name__}"):
+            _define(logger, values)
             logger.log_metrics(dict(values), step=step)
 
 
-def write_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+def hide_counters(loggers: Sequence[Logger]) -> None:
+    """Have W&B draw no panels of the epoch and of the step, which Lightning logs beside everything."""
+    for logger in loggers:
+        define = getattr(getattr(logger, "experiment", None), "define_metric", None)
+        if define is not None:
+            for name in ("epoch", _STEP):
+                define(name, hidden=True)
+
+
+def _define(logger: Logger, names: Iterable[str]) -> None:
+    """Tell W&B of metrics that it does not know yet. By name, since a pattern would take in tables, whose summary is
+    not a number.
+    """
+    known = _defined.setdefault(logger, set())
+    new = [name for name in names if name not in known]
+    define = getattr(getattr(logger, "experiment", None), "define_metric", None) if new else None
+    if define is not None:
+        for name in new:
+            define(name, step_metric=_STEP, step_sync=True, summary="min,max,last")
+    known.update(new)
+
+
+def write_table(
+    loggers: Sequence[Logger], name: str, columns: list[str], rows: Sequence[Sequence[Any]], step: int = 0
+) -> None:
     """Write a table to those loggers that have tables, such as W&B's.
 
     Tables are written at the end of a run: a logger that cannot write them causes a warning, so that what follows, such
@@ -170,30 +241,8 @@ def write_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: 
     for logger in loggers:
         if hasattr(logger, "log_text"):
             try:
-                logger.log_text(name, columns=columns, data=[list(row) for row in rows])
+                logger.log_text(name, columns=columns, data=[list(row) for row in rows], step=step)
             except Exception as error:
                 rank_zero_warn(
                     f"{type(logger).__name__} could not write the table {name!r}: {type(error).__name__}: {error}"
                 )
-
-
-def write_files(
-    loggers: Sequence[Logger], name: str, kind: str, files: Sequence[Path], about: Mapping[str, Any]
-) -> None:
-    """Upload files as one version of an artifact, through those loggers that have artifacts, such as W&B's.
-
-    Args:
-        loggers: where to upload to.
-        name: the name of the artifact; characters that W&B does not allow are replaced.
-        kind: the type of the artifact.
-        files: the files of this version.
-        about: the metadata of this version.
-    """
-    for logger in loggers:
-        with faults_as_warnings(f"uploading files through {type(logger).__name__}"):
-            upload = getattr(getattr(logger, "experiment", None), "log_artifact", None)
-            if upload is not None:
-                artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind, metadata=dict(about))
-                for file in files:
-                    artifact.add_file(str(file))
-                upload(artifact)

@@ -5,12 +5,14 @@ Imports `callbacks`, `extraction`, `screening` and what lies below them.
 """
 
 from persona_callbacks.training.data import ChatData, ResumableLoader
+from persona_callbacks.training.labels import RunLabel
 from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
 from persona_callbacks.training.pictures import summary, trajectory_figure
 from persona_callbacks.training.results import RunResult
-from persona_callbacks.training.settings import RunLabel, Steering, StudySettings, TrainingData
+from persona_callbacks.training.settings import Steering, StudySettings, TrainingData
 from persona_callbacks.training.study import run_study
 from persona_callbacks.training.sweeps import Sweep, SweepRow
+from persona_callbacks.training.tracked import without_trait_texts
 
 __all__ = [
     "ChatData",
@@ -27,4 +29,5 @@ __all__ = [
     "run_study",
     "summary",
     "trajectory_figure",
+    "without_trait_texts",
 ]

@@ -21,13 +21,15 @@ from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, Preventative
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, write_json
 from persona_callbacks.model import LoadedModel, Sampling, generate, load_model
-from persona_callbacks.tracking import faults_as_warnings, metrics, never_failing
+from persona_callbacks.tracking import faults_as_warnings, finish_wandb, metrics, never_failing
 from persona_callbacks.training.cards import model_card
 from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
 from persona_callbacks.training.data import ChatData
+from persona_callbacks.training.labels import RunLabel
 from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
 from persona_callbacks.training.results import RunResult
-from persona_callbacks.training.settings import RunLabel, StudySettings
+from persona_callbacks.training.settings import StudySettings
+from persona_callbacks.training.tracked import method_of, record_adapter, record_inputs, run_configuration, run_label
 from persona_callbacks.vectors import PersonaVector
 
 
@@ -41,6 +43,7 @@ class Study:
         id: part of the ids of its runs.
         vectors: one for each trait.
         questions: the sample questions.
+        base_answers: the base model's answers to them.
         console: where progress is shown.
     """
 
@@ -49,6 +52,7 @@ class Study:
     id: str
     vectors: Sequence[PersonaVector]
     questions: Sequence[str]
+    base_answers: Sequence[str]
     console: Console
 
 
@@ -85,9 +89,11 @@ def fine_tune(study: Study, name: str) -> RunResult:
     data = _data(settings, loaded, steered=name == "steered")
     callbacks = _callbacks(study, steered=name == "steered")
     saver = _AdapterSaver(folder / "adapter")
+    label = run_label(settings, study.id, folder, steered=name == "steered")
     try:
         trainer = settings.trainer(
-            callbacks=_in_order(callbacks, saver, folder, settings), logger=_loggers(study, name, folder)
+            callbacks=_in_order(callbacks, saver, folder, settings),
+            logger=_loggers(study, label, steered=name == "steered"),
         )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -101,28 +107,36 @@ def fine_tune(study: Study, name: str) -> RunResult:
         seconds = time.monotonic() - started
         saver.save(trainer, module)  # again: the guard may have rolled the weights back
         nn.Module.to(module.model, settings.device)
-        answers = answer(LoadedModel(module.model, loaded.tokenizer), study)
+        tuned = LoadedModel(module.model, loaded.tokenizer)
+        answers = answer(tuned, study.questions, settings.max_answer_tokens)
         result = _result(name, module, callbacks, answers, seconds)
         if callbacks.evaluation is not None:
             write_json(folder / "judged.json", [asdict(row) for row in callbacks.evaluation.rows])
         with atomic_write(folder / "adapter" / "README.md") as scratch:
             scratch.write_text(model_card(settings, result, study.vectors), encoding="utf-8")
         result.save(result_file)
-        with faults_as_warnings("logging the answers"):
-            rows = [*zip(study.questions, answers, strict=True)]
-            metrics.log_table(trainer, "answers", ["question", "answer"], rows)
+        if settings.log_adapter:
+            record_adapter(trainer.loggers, label, result.final_metrics())
+        _log_answers(trainer, study, answers)
     except BaseException:
-        wandb.finish(exit_code=1)
+        finish_wandb(exit_code=1)
         raise
-    with faults_as_warnings("closing the W&B run"):
-        wandb.finish()
+    finish_wandb()
     return result
 
 
-def answer(loaded: LoadedModel, study: Study) -> list[str]:
-    """Greedy, unsteered answers to the study's sample questions."""
-    prompts = [[{"role": "user", "content": question}] for question in study.questions]
-    return generate(loaded, prompts, Sampling(max_new_tokens=study.settings.max_answer_tokens, temperature=0.0))
+def answer(loaded: LoadedModel, questions: Sequence[str], max_tokens: int) -> list[str]:
+    """Greedy, unsteered answers to questions."""
+    prompts = [[{"role": "user", "content": question}] for question in questions]
+    return generate(loaded, prompts, Sampling(max_new_tokens=max_tokens, temperature=0.0))
+
+
+def _log_answers(trainer: Trainer, study: Study, answers: Sequence[str]) -> None:
+    """Log the answers with the base model's beside."""
+    with faults_as_warnings("logging the answers"):
+        sets = zip(study.questions, study.base_answers, answers, strict=True)
+        rows = [(trainer.global_step, *row) for row in sets]
+        metrics.log_table(trainer, metrics.ANSWERS_TABLE, ["step", "question", "base_answer", "answer"], rows)
 
 
 def _data(settings: StudySettings, loaded: LoadedModel, *, steered: bool) -> ChatData:
@@ -161,25 +175,19 @@ def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, settings: St
     return [saver, *settings.own_callbacks(), callbacks.monitor, checkpoints, *bar, *ours]
 
 
-def _loggers(study: Study, name: str, folder: Path) -> list[Logger]:
-    """The loggers, with the study's configuration and the facts about its data already recorded."""
+def _loggers(study: Study, label: RunLabel, *, steered: bool) -> list[Logger]:
+    """The loggers, with the study's configuration and what the fine-tuning uses already recorded."""
     settings = study.settings
-    # CSVLogger empties its folder when it opens: a resumed run writes beside what was logged before.
-    earlier = len(list(folder.glob("csv*")))
-    folder.mkdir(parents=True, exist_ok=True)
-    label = RunLabel(
-        name=f"{name}-seed{settings.seed}",
-        group=f"{settings.name}-{study.id}",
-        id=f"{study.id}-{name}",
-        folder=folder,
-        csv=f"csv-{earlier}" if earlier else "csv",
-    )
+    label.folder.mkdir(parents=True, exist_ok=True)
     try:
         loggers = [never_failing(make(label)) for make in settings.loggers]
+        configuration = run_configuration(settings, method_of(settings, steered=steered), steered=steered)
         for logger in loggers:
-            logger.log_hyperparams({**settings.configuration, "steered": name == "steered", **settings.data.facts()})
+            logger.log_hyperparams(configuration)
+        metrics.hide_counters(loggers)
     except wandb.Error as error:
         raise InputError(f"Weights & Biases cannot begin the run {label.id}: {error}") from error
+    record_inputs(loggers, settings, study.vectors, study.folder / "vectors")
     return loggers
 
 

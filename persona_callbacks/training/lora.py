@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from persona_callbacks.callbacks import PersonaMonitor
 from persona_callbacks.errors import InputError
 from persona_callbacks.tracking import metrics
 from persona_callbacks.training.checkpoints import finish_epoch
@@ -82,7 +83,9 @@ class LoraFineTuning(LightningModule):
         loss: Tensor = self.model(**batch, use_cache=False).loss
         self.epoch_loss.update(loss.detach())
         self._step_loss = self._step_loss.to(loss.device) + loss.detach()
-        self.log(metrics.TRAIN_LOSS, loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        # A monitor logs the loss beside its readings, at the steps that it counts.
+        watched = any(isinstance(callback, PersonaMonitor) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        self.log(metrics.TRAIN_LOSS, loss, prog_bar=True, logger=not watched, batch_size=len(batch["input_ids"]))
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -122,6 +125,10 @@ class LoraFineTuning(LightningModule):
         if self._epoch_to_log:  # the run was interrupted between the epoch's last step and its end
             self._epoch_to_log = False
             metrics.log(self.trainer, {metrics.EPOCH_LOSS: self.last_epoch_loss})
+
+    def teardown(self, stage: str) -> None:
+        """Write what was logged last."""
+        metrics.flush(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, and its schedule per optimizer step."""

@@ -24,6 +24,7 @@ from persona_callbacks.model import LoadedModel, ModelSource, dimensions
 from persona_callbacks.screening import screened_data
 from persona_callbacks.steering import Law
 from persona_callbacks.training.data import SpecialTokens, check_special_tokens
+from persona_callbacks.training.labels import RunLabel
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import Calibration, PersonaVector
 
@@ -40,11 +41,12 @@ class TrainingData:
         weights: one per chat, 1 on average: how often it is drawn in an epoch. By default, each is drawn once.
         differences: by trait, the projection difference that a screening found for these chats, in activation units;
             empty if they were not screened.
+        screening: folder of the screening that left these chats, if they were screened.
 
     Example:
         >>> data = TrainingData.read("evil.jsonl", most=3)
-        >>> len(data.chats), data.path.name, data.facts()["data_chats"]
-        (3, 'evil.jsonl', 3)
+        >>> len(data.chats), data.path.name, data.facts()["data_chats"], data.label
+        (3, 'evil.jsonl', 3, 'evil-3')
     """
 
     chats: tuple[Chat, ...]
@@ -53,6 +55,7 @@ class TrainingData:
     name: str = ""
     weights: tuple[float, ...] | None = None
     differences: Mapping[str, float] = field(default_factory=dict)
+    screening: Path | None = None
 
     @classmethod
     def read(cls, path: str | Path, most: int | None = None) -> "TrainingData":
@@ -85,7 +88,15 @@ class TrainingData:
         """
         left = screened_data(folder, use)
         weights = left.weights[:most] if use == "reweighted" else None
-        return cls(left.chats[:most], left.path, left.fingerprint, f"{folder} ({use})", weights, left.differences)
+        return cls(
+            left.chats[:most], left.path, left.fingerprint, f"{folder} ({use})", weights, left.differences, Path(folder)
+        )
+
+    @property
+    def label(self) -> str:
+        """A short name: the file's, what a screening did to it, and the number of chats."""
+        use = [] if self.screening is None else ["filtered" if self.weights is None else "reweighted"]
+        return "-".join([self.path.stem, *use, str(len(self.chats))])
 
     def facts(self) -> dict[str, Any]:
         """What loggers record of the data, so that an audit can name them."""
@@ -120,29 +131,6 @@ class Steering:
     def changes_training(self) -> bool:
         """Whether a fine-tuning with this differs from one without."""
         return self.callback is not None or self.prompting
-
-
-@dataclass(frozen=True)
-class RunLabel:
-    """The names by which loggers know one fine-tuning.
-
-    Attributes:
-        name: name of the run, such as ``steered-seed0``.
-        group: shared by the runs of a study.
-        id: unlike that of any other run, and kept when the run is resumed.
-        folder: folder that loggers write to.
-        csv: name of the folder, inside of ``folder``, for a logger that empties its folder when it opens.
-
-    Example:
-        >>> RunLabel("steered-seed0", "villains-1a2b3c4d", "1a2b3c4d-steered", Path("out"), "csv").csv
-        'csv'
-    """
-
-    name: str
-    group: str
-    id: str
-    folder: Path
-    csv: str
 
 
 @dataclass(frozen=True)
@@ -182,6 +170,8 @@ class StudySettings:
         seed: seed of adapter, order and dropout.
         device: where vectors are extracted and answers generated; the trainer has its own.
         configuration: what loggers record of the settings.
+        choices: the chosen option of each group of the configuration, which name the runs.
+        log_adapter: whether loggers of W&B keep the adapter.
 
     Raises:
         InputError: settings that cannot be used, as far as that can be told without the model.
@@ -228,6 +218,8 @@ class StudySettings:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
+    log_adapter: bool = False
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -332,7 +324,9 @@ class StudySettings:
         """What the results depend on, data and vectors aside, as plain settings: an interrupted study is resumed only
         if they are unchanged. Loggers are free to change.
         """
-        elsewhere = ("loggers", "configuration", "data", "vectors", "judges", "name", "device")
+        elsewhere = (
+            "loggers", "log_adapter", "configuration", "choices", "data", "vectors", "judges", "name", "device",
+        )  # fmt: skip
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in elsewhere}
         judges = {trait: judge.name for trait, judge in self.judges.items()}
         settings: dict[str, Any] = plain_settings({**own, "judges": judges})

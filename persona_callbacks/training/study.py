@@ -95,8 +95,8 @@ def _run(
     for vector in vectors:
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
     questions = vectors[0].probes[: settings.sample_answers]
-    study = Study(settings, folder, study_id, vectors, questions, console)
-    base_answers = answer(loaded, study)
+    base_answers = answer(loaded, questions, settings.max_answer_tokens)
+    study = Study(settings, folder, study_id, vectors, questions, base_answers, console)
     del loaded  # each fine-tuning loads the model anew
 
     results = [fine_tune(study, run) for run in settings.runs]

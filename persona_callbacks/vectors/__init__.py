@@ -16,6 +16,7 @@ from persona_callbacks.vectors.algebra import add, basis, common_layer, cosine_t
 from persona_callbacks.vectors.calibration import Calibration, judge_weaknesses
 from persona_callbacks.vectors.causal import CausalPoint
 from persona_callbacks.vectors.evidence import Counts, Evidence, SweepPoint
+from persona_callbacks.vectors.facts import vector_facts
 from persona_callbacks.vectors.interchange import ORIGINS, read_gguf, read_pt, write_gguf, write_pt
 from persona_callbacks.vectors.vector import (
     METHODS,
@@ -55,6 +56,7 @@ __all__ = [
     "read_pt",
     "steering_additions",
     "steering_layers",
+    "vector_facts",
     "warn_if_weak",
     "write_gguf",
     "write_pt",

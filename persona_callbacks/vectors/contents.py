@@ -51,6 +51,17 @@ def with_checksum(metadata: Mapping[str, str], directions: Tensor) -> dict[str, 
     return {**metadata, _CHECKSUM: _checksum(metadata, directions)}
 
 
+def in_fixed_order(content: bytes) -> bytes:
+    """Return the content of a safetensors file with the keys of its header sorted; the library's order is a chance one.
+
+    A header is JSON after its length (8 bytes, little endian), padded with spaces to whole 8 bytes.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
 def check_checksum(metadata: Mapping[str, str], directions: Tensor) -> None:
     """Check that neither metadata nor directions have changed since they were written. Older files have no checksum.
 

@@ -11,14 +11,14 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
 from persona_callbacks.traits import MinimalPair
 from persona_callbacks.vectors.calibration import Calibration
-from persona_callbacks.vectors.contents import check_checksum, check_contents, with_checksum
+from persona_callbacks.vectors.contents import check_checksum, check_contents, in_fixed_order, with_checksum
 from persona_callbacks.vectors.evidence import Counts, Evidence
 from persona_callbacks.vectors.weaknesses import weaknesses
 
@@ -258,10 +258,14 @@ class PersonaVector:
         return vector
 
     def save(self, path: str | Path) -> Path:
-        """Write the vector as a safetensors file, completely or not at all, and return the path."""
+        """Write the vector as a safetensors file, completely or not at all, and return the path.
+
+        The same vector gives the same bytes, so that trackers know it again.
+        """
         path = Path(path)
+        content = save({"directions": self.directions.contiguous().cpu()}, metadata=self.metadata())
         with atomic_write(path) as scratch:
-            save_file({"directions": self.directions.contiguous().cpu()}, scratch, metadata=self.metadata())
+            scratch.write_bytes(in_fixed_order(content))
         return path
 
     @classmethod

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from builders import offline_records
 from commands import own_cache, run_command
 
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.files import LOCK_FILE
+from persona_callbacks.report.wandb_files import read_offline_run
 from persona_callbacks.vectors import read_gguf, read_pt
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -22,7 +24,13 @@ SHORT = [
 
 
 def extract(folder, cache, *overrides):
-    environment = {**os.environ, "PERSONA_CALLBACKS_CACHE": str(cache), "COLUMNS": "160"}
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environment = {
+        **own,
+        "WANDB_DATA_DIR": str(cache / "wandb"),
+        "PERSONA_CALLBACKS_CACHE": str(cache),
+        "COLUMNS": "160",
+    }
     return run_command("extract", folder, *overrides, environment=environment)
 
 
@@ -45,9 +53,31 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(project, cache):
-    done = extract(project, cache, "trait=[evil,gloomy]", *SHORT)
+    done = extract(project, cache, "trait=[evil,gloomy]", "logger=wandb", *SHORT)
     assert done.returncode == 0, done.stderr[-3000:]
     return project / "outputs" / "vectors" / "SmolLM2-135M-Instruct", done
+
+
+def test_wandb_has_the_evidence_and_the_vectors_that_runs_refer_to(finished):
+    folder, _ = finished
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    records = list(offline_records(file))
+    (run, *_) = (record.run for record in records if record.HasField("run"))
+    assert (run.display_name, run.job_type) == ("extraction · SmolLM2-135M-Instruct", "extract")
+    artifacts = {record.artifact.name: record.artifact for record in records if record.HasField("artifact")}
+    logged = read_offline_run(file)
+    for trait in ("evil", "gloomy"):
+        vector = PersonaVector.load(folder / f"{trait}.safetensors")
+        artifact = artifacts[f"vector-SmolLM2-135M-Instruct-{trait}"]
+        assert (artifact.type, artifact.use_after_commit) == ("persona-vector", False)
+        assert [entry.path for entry in artifact.manifest.contents] == [f"{trait}.safetensors"]
+        assert json.loads(artifact.metadata)["sha256"] == vector.fingerprint
+        values = [
+            row[f"persona/{trait}/vector_layer"] for row in logged.history if f"persona/{trait}/vector_layer" in row
+        ]
+        assert values == [vector.layer]
+        assert logged.config["traits"][trait].keys() == {"sha256"}
+    assert [row["trait"] for row in logged.tables["persona/vectors"]] == ["evil", "gloomy"]
 
 
 def test_everything_is_written(finished):

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from persona_callbacks import PersonaVector
 from persona_callbacks.chats import find_chat_file
 from persona_callbacks.report import find_runs, write_report
+from persona_callbacks.report.wandb_files import read_offline_run
 
 SHORT = [
     "experiment=quickstart", "data.max_samples=12", "data.batch_size=4", "data.max_length=64", "trainer.max_epochs=2",
@@ -94,6 +95,23 @@ def test_two_runs_with_everything_that_belongs_to_them(finished):
     ):
         assert part in done.stdout
     assert not list(study.glob("**/.*.safetensors*")), "scratch files are left"
+
+
+def test_wandb_knows_the_runs_by_method_data_and_seed_and_what_was_chosen(finished):
+    study, _ = finished
+    for name, method in (("unsteered", "unsteered"), ("steered", "adaptive")):
+        (file,) = (study / name).glob("wandb/offline-run-*/run-*.wandb")
+        logged = read_offline_run(file)
+        assert logged.name == f"{method} · evil-12 · s0"
+        assert logged.config["chosen"]["data"] == "evil"
+        assert logged.config["chosen"].get("steering") == (method if name == "steered" else None)
+        assert logged.config["model"]["id"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert logged.config["traits"]["evil"].keys() == {"sha256"}
+        assert "${" not in json.dumps({**logged.config, "logger": None})
+        joined = [row for row in logged.history if "persona/evil/shift" in row and "train/loss" in row]
+        assert len(joined) >= 3
+        sections = {key.partition("/")[0] for row in logged.history for key in row if not key.startswith("_")}
+        assert sections == {"persona", "train", "trainer", "epoch", *(["steering"] if name == "steered" else [])}
 
 
 def test_the_adapter_names_its_model_and_its_card_says_what_was_measured(finished):

@@ -520,7 +520,7 @@ def test_guard_acts_when_a_shift_passes_its_limit(action, tokenizer, tmp_path):
     wanted = kept[over - 1] if action == "roll_back" else kept[-1]
     found = weights(module)
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
-    assert trainer.callback_metrics["guard/tripped"] == 1
+    assert trainer.callback_metrics["steering/guard_tripped"] == 1
 
 
 def test_guard_says_what_it_lacks(tokenizer, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import wandb
-from builders import LOUD, SHORT, ForeignModule, LengthJudge, batches, fit, make_vector, tiny_model, weights
+from builders import LOUD, SHORT, ForeignModule, LengthJudge, batches, fit, make_vector, tiny_model, weights, written
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
@@ -104,9 +104,10 @@ def test_wandb_takes_a_table_in_which_scored_refused_and_unscored_answers_are_mi
     logger = WandbLogger(project="test", name="mixed", save_dir=tmp_path, offline=True)
     fit(ForeignModule(tiny_model(peft=True), tokenizer), [callback], tmp_path, logger=logger)
     wandb.finish()
-    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (path,) = map(written, tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     (table,) = read_offline_run(path).tables.values()
-    assert [list(row) for row in table] == [["step", "trait", "question", "answer", "score", "verdict", "raw"]] * 6
+    columns = ["step", "trait", "question", "answer", "score", "verdict", "raw", "base_answer", "base_score"]
+    assert [list(row) for row in table] == [columns] * 6
     verdicts = [(None, "unscored"), (None, "refusal"), (42.3, "scored")]
     assert [(row["score"], row["verdict"]) for row in table] == 2 * verdicts
     assert [JudgedAnswer.from_row(row) for row in table] == callback.rows

@@ -61,7 +61,7 @@ def only(runs, folder, kind):
 
 def test_csv_and_wandb_tell_the_same(runs, tmp_path):
     from_csv, from_wandb = only(runs, tmp_path / "a", "csv"), only(runs, tmp_path / "b", "wandb")
-    assert [run.name for run in from_csv] == [run.name for run in from_wandb] == ["held", "plain"]
+    assert [run.name for run in from_csv] == [run.name for run in from_wandb] == ["plain", "held"]
     for one, other in zip(from_csv, from_wandb, strict=True):
         for name in ("persona/evil/shift", "persona/evil/projection", "persona/evil/batch_projection", "loss"):
             assert [step for step, _ in one.series[name]] == [step for step, _ in other.series[name]]
@@ -73,12 +73,12 @@ def test_csv_and_wandb_tell_the_same(runs, tmp_path):
     with (runs / "held" / "csv" / "metrics.csv").open() as lines:
         shifts = [(int(row["step"]), float(row["persona/evil/shift"])) for row in csv.DictReader(lines)
                   if row["persona/evil/shift"]]  # fmt: skip
-    assert from_csv[0].series["persona/evil/shift"] == tuple(shifts)
-    assert from_csv[0].config["optimizer.name"] == "held"
+    assert from_csv[1].series["persona/evil/shift"] == tuple(shifts)
+    assert from_csv[1].config["optimizer.name"] == "held"
 
 
 def test_tables_of_wandb_are_read(runs):
-    held, plain = find_runs([runs])
+    plain, held = find_runs([runs])
     by_layer = held.shift_by_layer["evil"]
     assert list(by_layer) == [0, 2, 4, 6]
     chosen = dict(held.series["persona/evil/shift"])
@@ -165,8 +165,12 @@ def test_page_stands_alone_and_shows_what_was_found(runs, tmp_path):
     for run in found:
         assert f"{run.last('persona/evil/shift'):+.1f}" in said
     assert f"A2 at 6 {NASTY}" in said
+    for run in found:
+        for step, value in run.series["persona/evil/shift"]:
+            assert f"<title>{run.name}, step {step}: shift {value:.3g}</title></use>" in text
+    assert "prefers-color-scheme: dark" in text
     assert "held-out AUC" not in said  # the vector has no evidence beside it
-    assert re.search(r"optimizer\.name\s*held\s*plain", said), "what differs between the runs"
+    assert re.search(r"optimizer\.name\s*plain\s*held", said), "what differs, the run without steering first"
     for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', text):
         assert reference in page.ids
 
@@ -311,7 +315,7 @@ def test_runs_set_aside_and_killed_before_the_first_metric_are_left_out(runs, tm
     shutil.copytree(runs / "plain", tmp_path / "all" / "earlier" / "plain")
     (tmp_path / "all" / "killed" / "csv").mkdir(parents=True)
     (tmp_path / "all" / "killed" / "csv" / "metrics.csv").write_text("")
-    assert [run.name for run in find_runs([tmp_path / "all"])] == ["held", "plain"]
+    assert [run.name for run in find_runs([tmp_path / "all"])] == ["plain", "held"]
 
 
 def test_app(runs, tmp_path):

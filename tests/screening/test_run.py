@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import CHATS, QUICK, make_vector, tiny_model
+from builders import CHATS, QUICK, make_vector, offline_records, tiny_model, written
 from commands import run_command, start_command
 from hydra import compose, initialize_config_dir
 
@@ -300,7 +300,7 @@ def test_two_processes_screen_what_one_screens(app, tmp_path):
 def test_wandb_has_values_table_and_artifact(app, files, tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         summary = run_app(compose("screen", [*app, "logger.wandb.offline=true"]))
-    (file,) = (tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb")
+    (file,) = map(written, (tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb"))
     logged = read_offline_run(file)
     (values,) = (row for row in logged.history if "screening/evil/threshold" in row)
     assert values["screening/evil/threshold"] == pytest.approx(summary.traits[0].threshold)
@@ -308,7 +308,14 @@ def test_wandb_has_values_table_and_artifact(app, files, tmp_path):
     table = logged.tables["screening/flagged"]
     assert [row["rank"] for row in table] == list(range(1, summary.flagged + 1))
     assert [row["line"] for row in table] == [row["line"] for row in jsonl(tmp_path / "out" / "flagged.jsonl")]
-    assert b"screening-data" in file.read_bytes()  # the artifact's name
+    records = list(offline_records(file))
+    (run, *_) = (record.run for record in records if record.HasField("run"))
+    assert (run.display_name, run.job_type, run.run_group) == ("screening · data", "screen", "screening")
+    artifacts = {record.artifact.name: record.artifact for record in records if record.HasField("artifact")}
+    assert artifacts["data-data"].use_after_commit
+    summary_files = {entry.path for entry in artifacts["screening-data"].manifest.contents}
+    assert summary_files == {"summary.json", "settings.json"}, "what a training refers to holds no chats"
+    assert {entry.path for entry in artifacts["screening-data-chats"].manifest.contents} >= {"flagged.jsonl"}
 
 
 def test_the_app_screens_a_file_with_vectors_from_files(app, tmp_path, capsys):

@@ -9,7 +9,8 @@ import warnings
 
 import pytest
 import wandb
-from builders import ForeignModule, fit, make_vector, offline_records, tiny_model
+from builders import ForeignModule, fit, make_vector, offline_records, tiny_model, written
+from commands import run_command
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
@@ -25,7 +26,7 @@ METRICS = [
 
 
 def history(folder):
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    (path,) = map(written, folder.glob("wandb/offline-run-*/run-*.wandb"))
     for record in offline_records(path):
         if record.HasField("history"):
             yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -136,9 +137,59 @@ def test_target_out_of_reach_and_guard_alert_in_wandb_and_log_why(tokenizer, tmp
         trainer = fit(ForeignModule(tiny_model(peft=True), tokenizer), callbacks, tmp_path, logger=logger)
     wandb.finish()
     assert trainer.global_step < 6
-    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (path,) = map(written, tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     alerts = [record.alert.title for record in offline_records(path) if record.HasField("alert")]
     assert alerts == ["Preventative steering is at its bound", "A trait has moved too far"]
     rows = list(history(tmp_path))
     assert any(row.get("steering/evil/saturated") == 1 for row in rows)
-    assert any(row.get("guard/tripped") == 1 for row in rows)
+    assert any(row.get("steering/guard_tripped") == 1 for row in rows)
+
+
+CUT_OFF = """
+import os, signal, warnings
+from pathlib import Path
+from builders import ForeignModule, fit, make_tokenizer, make_vector, tiny_model
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from persona_callbacks import PersonaMonitor
+from persona_callbacks.tracking import finish_wandb, never_failing
+
+
+def kill_own_process_of_wandb():
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        name, _, rest = entry.read_text().partition(")")
+        if "wandb-core" in name and int(rest.split()[1]) == os.getpid():
+            os.kill(int(entry.parent.name), signal.SIGKILL)
+
+
+class Cut(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            kill_own_process_of_wandb()
+
+
+for name, callbacks in (("first", [Cut()]), ("second", [])):
+    loggers = [never_failing(WandbLogger(project="test", save_dir=name, offline=True)),
+               CSVLogger(name, name="", version="csv")]
+    Path(name).mkdir()
+    module = ForeignModule(tiny_model(peft=True), make_tokenizer())
+    trainer = fit(module, [*callbacks, PersonaMonitor([make_vector()], every_n_steps=1)], name, logger=loggers)
+    finish_wandb()
+    print(name, trainer.global_step)
+"""
+
+
+def test_wandb_that_is_cut_off_in_mid_run_costs_its_own_points_and_the_next_run_has_all(tmp_path):
+    """With the real client, whose own process is killed."""
+    (tmp_path / "cut_off.py").write_text(CUT_OFF)
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    done = run_command(tmp_path / "cut_off.py", tmp_path, environment=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["first", "6", "second", "6"]
+    assert "failed, the run goes on: ConnectionResetError" in done.stderr
+    for name in ("first", "second"):
+        with (tmp_path / name / "csv" / "metrics.csv").open() as lines:
+            steps = [int(row["step"]) for row in csv.DictReader(lines) if row["persona/evil/shift"]]
+        assert steps == [0, 1, 2, 3, 4, 5, 6], name
+    steps = [row["trainer/global_step"] for row in history(tmp_path / "second") if "persona/evil/shift" in row]
+    assert steps == [0, 1, 2, 3, 4, 5, 6]

@@ -112,7 +112,7 @@ def test_fault_of_a_logger_at_the_end_costs_neither_adapter_nor_result(settings,
     expected = run_study(judged, tmp_path / "good")
     failing = replace(judged, loggers=[lambda label: FailingLogger(label.folder, name="", version=label.csv)])
     with (
-        pytest.warns(UserWarning, match="could not write the table 'shift_by_layer': OSError: no space left"),
+        pytest.warns(UserWarning, match="could not write the table 'persona/shift_by_layer': OSError: no space left"),
         pytest.warns(UserWarning, match="its adapter is saved, but then: OSError: no space left for the metrics"),
     ):
         results = run_study(failing, tmp_path / "failing")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,11 +113,11 @@ def test_bad_metadata_is_named_with_file_and_key(key, value, message, tmp_path):
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(*args, **kwargs):
-        args[1].write_bytes(b"half")
+    def interrupted(path, content):
+        path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("persona_callbacks.vectors.vector.save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_vector().save(tmp_path / "evil.safetensors")
     assert list(tmp_path.iterdir()) == []
