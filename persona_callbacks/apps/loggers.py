@@ -1,7 +1,10 @@
-"""The loggers of a configuration, as the environment wants them."""
+"""The loggers of a configuration, as the environment wants them, and without what W&B says of itself."""
 
 import os
+import sys
 
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, open_dict
 
 from persona_callbacks.tracking import check_wandb
@@ -34,4 +37,16 @@ def with_usable_loggers(cfg: DictConfig) -> DictConfig:
         check_wandb(f"logger.{online[0]}.offline=true")
         # A server that goes away during the run must not keep the next one from starting.
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", _SYNC_SECONDS)
+    else:
+        os.environ.setdefault("WANDB_SILENT", "true")  # online, it tells the run's address
+    if "weave" not in sys.modules:
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # else it is advertised where openai is imported
     return cfg
+
+
+def opened_logger(logger: DictConfig) -> Logger:
+    """A logger of the ``logger`` group."""
+    opened: Logger = instantiate(logger)
+    # Lightning passes the setting on where nobody has asked for it, and W&B then warns that it has no effect.
+    getattr(opened, "_wandb_init", {}).pop("anonymous", None)
+    return opened

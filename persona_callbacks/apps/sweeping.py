@@ -1,10 +1,7 @@
-"""Sweeps of persona-train: folders that name their jobs, jobs that fail alone, what a sweeper optimises, and one table
-at the end.
-"""
+"""Sweeps of persona-train: folders that name their jobs, jobs that fail alone, and one table at the end."""
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,6 @@ from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-
-from persona_callbacks.errors import InputError
-from persona_callbacks.progress import open_console
-from persona_callbacks.tracking import metrics
-from persona_callbacks.training import RunResult, StudySettings, Sweep
 
 _LONGEST_NAME = 100
 _PLAIN_NAME = re.compile(r"[\w=.,+\-\[\] ]+")
@@ -55,10 +47,12 @@ class SweepTable(HydraCallback):
     """Remembers the folder of the sweep, for :func:`show_sweep`."""
 
     folder: Path | None = None
+    quiet = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note where the jobs will lie."""
         SweepTable.folder = Path(config.hydra.sweep.dir).absolute() / "sweep"
+        SweepTable.quiet = config.quiet
 
 
 def show_sweep() -> None:
@@ -66,8 +60,11 @@ def show_sweep() -> None:
     folder, SweepTable.folder = SweepTable.folder, None
     if folder is None:
         return
+    from persona_callbacks.progress import open_console
+    from persona_callbacks.training import Sweep
+
     sweep = Sweep.read(folder)
-    console = open_console()
+    console = open_console(quiet=SweepTable.quiet)
     if sweep.rows:
         sweep.write(folder)
         console.print(sweep.table())
@@ -76,41 +73,3 @@ def show_sweep() -> None:
         console.print("Not finished; the same command goes on with them:")
         for job in sweep.unfinished:
             console.print(f"  {job}", soft_wrap=True)
-
-
-def check_objective(objective: Any, settings: StudySettings) -> None:
-    """Make sure that a study gives the metrics that a sweeper such as Optuna's is to optimise.
-
-    Args:
-        objective: the name of a metric, or a list of them; ``None`` for none.
-        settings: of the study.
-
-    Raises:
-        InputError: a metric that the study does not give.
-    """
-    known = [metrics.EPOCH_LOSS]
-    for trait in settings.trait_names:
-        known += [metrics.shift(trait), metrics.preference(trait)]
-        if settings.evaluation is not None:
-            known.append(metrics.expression(trait))
-    for name in _names(objective):
-        if name not in known:
-            raise InputError(f"objective: unknown {name!r}; expected some of {', '.join(known)}")
-
-
-def _names(objective: Any) -> tuple[str, ...]:
-    return () if objective is None else (objective,) if isinstance(objective, str) else tuple(objective)
-
-
-def objective_value(objective: Any, results: Sequence[RunResult]) -> float | tuple[float, ...] | None:
-    """The objective at the end of a study's last fine-tuning: a number, several, or ``None`` if none was asked for.
-
-    Raises:
-        InputError: the result lacks a metric, such as the preference of a trait without minimal pairs.
-    """
-    values, names = results[-1].final_metrics(), _names(objective)
-    for name in names:
-        if name not in values:
-            raise InputError(f"objective: {results[-1].name} has no {name}; it has {', '.join(values)}")
-    found = tuple(values[name] for name in names)
-    return None if not found else found[0] if len(found) == 1 else found

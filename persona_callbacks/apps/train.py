@@ -4,33 +4,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.loggers import with_usable_loggers
+from persona_callbacks.apps.commands import train as main  # noqa: F401  # what earlier versions installed
+from persona_callbacks.apps.loggers import opened_logger, with_usable_loggers
+from persona_callbacks.apps.objectives import check_objective
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, ending_in_one_line, whole_configuration
-from persona_callbacks.apps.sweeping import check_objective, is_job_of_sweep, objective_value, show_sweep
+from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, whole_configuration
+from persona_callbacks.apps.sweeping import is_job_of_sweep
 from persona_callbacks.progress import open_console
 from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
-
-
-def main() -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line, and a sweep ends with a table."""
-    try:
-        _main()
-    finally:
-        show_sweep()
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _main(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    with ending_in_one_line("the same command goes on from the last checkpoint"):
-        return objective_value(cfg.objective, train(cfg, Path(HydraConfig.get().runtime.output_dir)))
 
 
 def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
@@ -39,7 +24,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     Raises:
         InputError: input that cannot be used; before any long work.
     """
-    console = open_console()
+    console = open_console(quiet=cfg.quiet)
     cfg = with_usable_loggers(cfg)
     settings = study_settings(cfg)
     check_objective(cfg.objective, settings)
@@ -107,5 +92,4 @@ def _logger(cfg: DictConfig, key: str, label: RunLabel) -> Logger:
     filled.run = {
         "name": label.name, "group": label.group, "id": label.id, "dir": str(label.folder), "csv": label.csv,
     }  # fmt: skip
-    logger: Logger = instantiate(filled.logger[key])
-    return logger
+    return opened_logger(filled.logger[key])

@@ -87,7 +87,9 @@ def fine_tune(study: Study, name: str) -> RunResult:
     saver = _AdapterSaver(folder / "adapter")
     try:
         trainer = settings.trainer(
-            callbacks=_in_order(callbacks, saver, folder, settings), logger=_loggers(study, name, folder)
+            callbacks=_in_order(callbacks, saver, folder, study),
+            logger=_loggers(study, name, folder),
+            enable_progress_bar=_shows_progress(study),
         )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -147,18 +149,22 @@ def _callbacks(study: Study, *, steered: bool) -> _Callbacks:
     )
 
 
-def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, settings: StudySettings) -> list[Callback]:
+def _shows_progress(study: Study) -> bool:
+    return study.settings.shows_progress and not study.console.quiet
+
+
+def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, study: Study) -> list[Callback]:
     """The callbacks as the trainer calls them: the adapter is saved first, and the guard comes after all it watches."""
     checkpoints = ModelCheckpoint(
         folder,
         filename="last",
-        every_n_train_steps=settings.checkpoint_every_n_steps,
+        every_n_train_steps=study.settings.checkpoint_every_n_steps,
         enable_version_counter=False,
     )
     watched = (callbacks.evaluation, callbacks.steering, callbacks.guard)
     ours = [callback for callback in watched if callback is not None]
-    bar = [_Progress(leave=True)] if settings.shows_progress else []
-    return [saver, *settings.own_callbacks(), callbacks.monitor, checkpoints, *bar, *ours]
+    bar = [_Progress(leave=True)] if _shows_progress(study) else []
+    return [saver, *study.settings.own_callbacks(), callbacks.monitor, checkpoints, *bar, *ours]
 
 
 def _loggers(study: Study, name: str, folder: Path) -> list[Logger]:

@@ -1,0 +1,30 @@
+from .callbacks import (
+    Ablation,
+    DriftGuard,
+    PersonaMonitor,
+    PreventativeSteering,
+    ProjectionRegularisation,
+    TraitEvaluation,
+)
+from .errors import InputError
+from .steering import Adaptive, Constant, Law, Reference, Schedule
+from .traits import MinimalPair, Trait
+from .vectors import PersonaVector
+
+__all__ = [
+    "Ablation",
+    "Adaptive",
+    "Constant",
+    "DriftGuard",
+    "InputError",
+    "Law",
+    "MinimalPair",
+    "PersonaMonitor",
+    "PersonaVector",
+    "PreventativeSteering",
+    "ProjectionRegularisation",
+    "Reference",
+    "Schedule",
+    "Trait",
+    "TraitEvaluation",
+]
