@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
@@ -49,7 +50,7 @@ def study_settings(cfg: DictConfig) -> StudySettings:
     return StudySettings(
         source=opening.source,
         data=training_data,
-        trainer=instantiate(cfg.trainer, _partial_=True),
+        trainer=_trainer(cfg),
         monitor=_factory(cfg.monitor),
         traits=opening.traits,
         vectors=opening.vectors,
@@ -79,6 +80,16 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         device=opening.device,
         configuration=whole_configuration(cfg),
     )
+
+
+def _trainer(cfg: DictConfig) -> "partial[Trainer]":
+    """What makes the trainer: with the callbacks of the ``callbacks`` group behind those that it has of its own."""
+    trainer: partial[Trainer] = instantiate(cfg.trainer, _partial_=True)
+    chosen = [instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()]
+    if not chosen:
+        return trainer
+    own = trainer.keywords.get("callbacks") or []
+    return partial(trainer, callbacks=[*([own] if isinstance(own, Callback) else own), *chosen])
 
 
 def _factory(callback: DictConfig | None) -> Any:
