@@ -1,17 +1,19 @@
 """The names of the metrics, and the only functions that write them to Lightning's loggers."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import wandb
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
 
 from persona_callbacks.tracking.faults import faults_as_warnings
+
+if TYPE_CHECKING:  # names of metrics are all that persona-report needs
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import Logger
 
 TRAIN_LOSS = "train/loss"
 
@@ -149,6 +151,8 @@ def write_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: 
             try:
                 logger.log_text(name, columns=columns, data=[list(row) for row in rows])
             except Exception as error:
+                from lightning.pytorch.utilities import rank_zero_warn
+
                 rank_zero_warn(
                     f"{type(logger).__name__} could not write the table {name!r}: {type(error).__name__}: {error}"
                 )
@@ -170,6 +174,8 @@ def write_files(
         with faults_as_warnings(f"uploading files through {type(logger).__name__}"):
             upload = getattr(getattr(logger, "experiment", None), "log_artifact", None)
             if upload is not None:
+                import wandb
+
                 artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind, metadata=dict(about))
                 for file in files:
                     artifact.add_file(str(file))

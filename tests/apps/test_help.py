@@ -58,3 +58,17 @@ def test_help_lists_the_groups_that_the_command_takes_and_no_others(shown, comma
     assert f"persona-{command}" in text
     listed = text.partition("(group=option)")[2].partition("\n\n\n")[0].partition("eys")[0]
     assert re.findall(r"^([\w/@.]+): \w", listed, re.MULTILINE) == taken[command]
+
+
+def test_a_report_imports_no_library_that_trains(tmp_path):
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text("step,persona/evil/shift\n0,0.0\n5,2.5\n")
+    script = (
+        "import sys\nfrom persona_callbacks.apps.commands import report\n"
+        "sys.argv = ['persona-report', 'runs=.', 'out=report.html']\nreport()\n"
+        f"print('imported:', *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    imported = done.stdout.partition("imported:")[2].split()
+    assert not {"lightning", "transformers", "peft", "torchmetrics", "scipy", "wandb", "openai"} & set(imported)
