@@ -5,7 +5,6 @@ the command's ``main`` with the arguments, the folder, the environment and the s
 """
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import runpy
@@ -19,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
+from persona_callbacks.apps import commands
 from persona_callbacks.files import cache_dir
 
 TESTS = Path(__file__).parent
@@ -164,7 +164,7 @@ def _run(
             runpy.run_path(str(command), run_name="__main__")
         else:
             sys.argv = [f"persona-{command}", *overrides]
-            importlib.import_module(f"persona_callbacks.apps.{command}").main()
+            getattr(commands, command)()
 
 
 @contextlib.contextmanager

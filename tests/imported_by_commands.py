@@ -7,4 +7,4 @@ import openai
 import peft.tuners.lora
 import transformers.models.llama.modeling_llama
 
-from persona_callbacks.apps import define, evaluate, extract, generate, label, report, screen, train
+from persona_callbacks.apps import commands, define, evaluate, extract, generate, label, report, screen, train

@@ -41,7 +41,7 @@ def test_imports_point_down():
 
 def test_the_root_of_the_package_holds_only_rooms_and_the_errors():
     files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
-    assert files == {"__init__.py", "py.typed", "errors.py"}
+    assert files == {"__init__.py", "__init__.pyi", "py.typed", "errors.py"}
 
 
 def test_a_room_imports_its_own_modules_directly_and_others_by_their_facade():

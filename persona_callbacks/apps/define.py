@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Group, RenderableType
@@ -10,19 +9,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import ending_in_one_line
+from persona_callbacks.apps.commands import define as main  # noqa: F401  # what earlier versions installed
 from persona_callbacks.files import check_writable
 from persona_callbacks.model import Endpoint
 from persona_callbacks.progress import open_console
 from persona_callbacks.traits import Trait, check_free, check_request, define, write_trait
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="define")
-def main(cfg: DictConfig) -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
-    with ending_in_one_line("nothing is written; the same command starts again"):
-        run(cfg)
 
 
 def run(cfg: DictConfig) -> Trait:
@@ -31,7 +22,7 @@ def run(cfg: DictConfig) -> Trait:
     Raises:
         InputError: input that cannot be used, before the first request; or an endpoint that does not deliver.
     """
-    console = open_console()
+    console = open_console(quiet=cfg.quiet)
     check_request(cfg.name, cfg.description)
     path = Path(cfg.out).absolute()
     check_free(path, overwrite=cfg.overwrite)

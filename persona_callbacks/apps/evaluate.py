@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from persona_callbacks.apps.commands import evaluate as main  # noqa: F401  # what earlier versions installed
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.opening import Opening, open_app
-from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, ending_in_one_line
+from persona_callbacks.apps.start import chosen_calibrations, chosen_judges
 from persona_callbacks.chats import read_chats
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation import (
@@ -36,13 +36,6 @@ from persona_callbacks.files import check_writable, locked_folder
 from persona_callbacks.judging import recalibrated
 from persona_callbacks.model import check_adapter
 from persona_callbacks.traits import MinimalPair, Trait
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-def main(cfg: DictConfig) -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
-    with ending_in_one_line("the same command goes on after the last model that was evaluated"):
-        run(cfg)
 
 
 def run(cfg: DictConfig) -> dict[str, EvaluatedModel]:

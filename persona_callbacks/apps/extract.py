@@ -8,17 +8,15 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-import hydra
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.commands import extract as main  # noqa: F401  # what earlier versions installed
 from persona_callbacks.apps.loggers import log_run, with_usable_loggers
 from persona_callbacks.apps.opening import Opening, open_app
-from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.extraction import (
     Extraction,
@@ -40,13 +38,6 @@ from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector, common_layer, cosine_table, warn_if_weak, write_gguf, write_pt
 
 _FORMATS = ("pt", "gguf")
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="extract")
-def main(cfg: DictConfig) -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
-    with ending_in_one_line("the same command goes on where it stopped"):
-        run(cfg)
 
 
 def run(cfg: DictConfig) -> list[PersonaVector]:
@@ -118,19 +109,19 @@ def _log(cfg: DictConfig, vectors: Sequence[PersonaVector], folder: Path) -> Non
 
 def _write(folder: Path, extraction: Extraction, formats: Sequence[str], model_hint: str) -> None:
     """``evil.safetensors`` for the position asked for, ``evil.prompt_last.safetensors`` and so on for the others."""
-    main = extraction.vector
+    chosen = extraction.vector
     for position, vector in extraction.vectors.items():
-        stem = main.trait if position == main.position else f"{main.trait}.{position}"
+        stem = chosen.trait if position == chosen.position else f"{chosen.trait}.{position}"
         vector.save(folder / f"{stem}.safetensors")
         if "pt" in formats:
             write_pt(vector, folder / f"{stem}.pt")
         if "gguf" in formats:
             write_gguf(vector, folder / f"{stem}.gguf", model_hint=model_hint)
     for method, vector in extraction.candidates.items():
-        vector.save(folder / f"{main.trait}.{method}.safetensors")
-    with atomic_write(folder / f"{main.trait}.responses.jsonl") as scratch:
+        vector.save(folder / f"{chosen.trait}.{method}.safetensors")
+    with atomic_write(folder / f"{chosen.trait}.responses.jsonl") as scratch:
         shutil.copyfile(extraction.responses, scratch)
-    _save(layer_figure(main), folder / f"{main.trait}.layers.png")
+    _save(layer_figure(chosen), folder / f"{chosen.trait}.layers.png")
 
 
 def _curve(

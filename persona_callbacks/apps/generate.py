@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -11,9 +10,8 @@ from rich.text import Text
 from torch import Tensor
 from transformers import TextStreamer
 
-from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.commands import generate as main  # noqa: F401  # what earlier versions installed
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError, is_number
 from persona_callbacks.model import (
@@ -27,13 +25,6 @@ from persona_callbacks.progress import open_console
 from persona_callbacks.vectors import Layers, check_vectors, steering_additions, warn_if_weak
 
 _TOKENS = ("response", "all")
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="generate")
-def main(cfg: DictConfig) -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
-    with ending_in_one_line("the same command starts again; finished extractions are kept"):
-        run(cfg)
 
 
 def run(cfg: DictConfig) -> None:

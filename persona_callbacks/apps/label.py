@@ -4,14 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import chosen_traits, ending_in_one_line
+from persona_callbacks.apps.commands import label as main  # noqa: F401  # what earlier versions installed
+from persona_callbacks.apps.start import chosen_traits
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import check_writable
 from persona_callbacks.labelling import (
@@ -29,13 +28,6 @@ from persona_callbacks.traits import Trait
 
 _MEANS_SHOWN = 3
 """Scores whose means are columns of the table of rates."""
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="label")
-def main(cfg: DictConfig) -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
-    with ending_in_one_line("labels given so far are kept; the same command goes on from there"):
-        run(cfg)
 
 
 def run(cfg: DictConfig) -> LabelResults | None:

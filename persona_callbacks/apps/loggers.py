@@ -1,6 +1,9 @@
-"""The loggers of a configuration, as the environment wants them; and logging what is no fine-tuning."""
+"""The loggers of a configuration, as the environment wants them and without what W&B says of itself; and logging what
+is no fine-tuning.
+"""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from hydra.utils import instantiate
@@ -39,12 +42,24 @@ def with_usable_loggers(cfg: DictConfig) -> DictConfig:
         check_wandb(f"logger.{online[0]}.offline=true")
         # A server that goes away during the run must not keep the next one from starting.
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", _SYNC_SECONDS)
+    else:
+        os.environ.setdefault("WANDB_SILENT", "true")  # online, it tells the run's address
+    if "weave" not in sys.modules:
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # else it is advertised where openai is imported
     return cfg
 
 
 def is_of_wandb(logger: DictConfig) -> bool:
     """Whether the configuration of a logger is that of one of W&B."""
     return str(logger["_target_"]).endswith(".WandbLogger")
+
+
+def opened_logger(logger: DictConfig) -> Logger:
+    """A logger of the ``logger`` group."""
+    opened: Logger = instantiate(logger)
+    # Lightning passes the setting on where nobody has asked for it, and W&B then warns that it has no effect.
+    getattr(opened, "_wandb_init", {}).pop("anonymous", None)
+    return opened
 
 
 def log_run(cfg: DictConfig, label: RunLabel, doing: str, write: Callable[[Sequence[Logger]], None]) -> None:
@@ -60,7 +75,7 @@ def log_run(cfg: DictConfig, label: RunLabel, doing: str, write: Callable[[Seque
     filled.run = label.as_run()
     with faults_as_warnings(doing):
         try:
-            loggers: list[Logger] = [instantiate(logger) for logger in filled.logger.values()]
+            loggers = [opened_logger(logger) for logger in filled.logger.values()]
             for logger in loggers:
                 logger.log_hyperparams(without_trait_texts(whole_configuration(cfg)))
             write(loggers)

@@ -83,7 +83,7 @@ def open_app(cfg: DictConfig, console: Console | None = None) -> Opening:
     check_kinds(cfg)
     accelerator = cfg.trainer.accelerator if "trainer" in cfg else cfg.accelerator
     return Opening(
-        console or open_console(),
+        console or open_console(quiet=cfg.get("quiet", False)),
         instantiate(cfg.model),
         instantiate(cfg.extraction),
         tuple(chosen_traits(cfg)),

@@ -2,22 +2,13 @@
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import ending_in_one_line
+from persona_callbacks.apps.commands import report as main  # noqa: F401  # what earlier versions installed
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import check_writable
 from persona_callbacks.progress import open_console
 from persona_callbacks.report import evaluation_folders, find_runs, label_folders, write_report
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="report")
-def main(cfg: DictConfig) -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
-    with ending_in_one_line("nothing is written; the same command starts again"):
-        run(cfg)
 
 
 def run(cfg: DictConfig) -> Path:
@@ -36,7 +27,7 @@ def run(cfg: DictConfig) -> Path:
     given = [cfg.labels] if isinstance(cfg.labels, str) else list(cfg.labels)
     labels = dict.fromkeys([*(Path(folder).absolute() for folder in given), *label_folders(folders)])
     path = write_report(runs, out, cfg.title, cfg.loss, screenings, evaluations, list(labels))
-    console = open_console()
+    console = open_console(quiet=cfg.quiet)
     size = path.stat().st_size / 1e6
     console.print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size:.1f} MB: {path}", soft_wrap=True)
     return path

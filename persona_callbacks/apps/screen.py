@@ -4,7 +4,6 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-import hydra
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -13,10 +12,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from persona_callbacks.apps.configs import CONF
+from persona_callbacks.apps.commands import screen as main  # noqa: F401  # what earlier versions installed
 from persona_callbacks.apps.loggers import log_run, with_usable_loggers
 from persona_callbacks.apps.opening import Opening, open_app
-from persona_callbacks.apps.start import ending_in_one_line
 from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import check_writable
@@ -36,13 +34,6 @@ from persona_callbacks.training import RunLabel
 from persona_callbacks.vectors import PersonaVector, warn_if_weak
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="screen")
-def main(cfg: DictConfig) -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line."""
-    with ending_in_one_line("the same command goes on where it stopped"):
-        run(cfg)
-
-
 def run(cfg: DictConfig) -> Summary:
     """Screen as configured.
 
@@ -50,7 +41,7 @@ def run(cfg: DictConfig) -> Summary:
         InputError: input that cannot be used; before any long work.
     """
     is_first = is_first_process()  # several processes run this same program
-    console = open_console(quiet=not is_first)
+    console = open_console(quiet=cfg.quiet or not is_first)
     file = open_chat_file(cfg.data.path)
     folder = Path(cfg.out or f"outputs/screening/{file.path.stem}").absolute()
     opening = open_app(cfg, console)
@@ -86,9 +77,8 @@ def _trainer(cfg: DictConfig) -> Trainer:
         InputError: there can be no such trainer.
     """
     try:
-        trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(
-            callbacks=[RichProgressBar(leave=True)], logger=False
-        )
+        shown = {"enable_progress_bar": False} if cfg.quiet else {"callbacks": [RichProgressBar(leave=True)]}
+        trainer: Trainer = instantiate(cfg.trainer, _partial_=True)(**shown, logger=False)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise InputError(f"trainer: {error}") from error
     return trainer

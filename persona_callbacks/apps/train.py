@@ -4,39 +4,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.loggers import is_of_wandb, with_usable_loggers
+from persona_callbacks.apps.commands import train as main  # noqa: F401  # what earlier versions installed
+from persona_callbacks.apps.loggers import is_of_wandb, opened_logger, with_usable_loggers
+from persona_callbacks.apps.objectives import check_objective
 from persona_callbacks.apps.opening import open_app
-from persona_callbacks.apps.start import (
-    chosen_calibrations,
-    chosen_judges,
-    chosen_options,
-    ending_in_one_line,
-    whole_configuration,
-)
-from persona_callbacks.apps.sweeping import check_objective, is_job_of_sweep, objective_value, show_sweep
+from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, chosen_options, whole_configuration
+from persona_callbacks.apps.sweeping import is_job_of_sweep
 from persona_callbacks.progress import open_console
 from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
-
-
-def main() -> None:
-    """Run the app; a mistake, Ctrl-C or SIGTERM ends it with a message of one line, and a sweep ends with a table."""
-    try:
-        _main()
-    finally:
-        show_sweep()
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _main(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    with ending_in_one_line("the same command goes on from the last checkpoint"):
-        return objective_value(cfg.objective, train(cfg, Path(HydraConfig.get().runtime.output_dir)))
 
 
 def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
@@ -45,7 +25,7 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
     Raises:
         InputError: input that cannot be used; before any long work.
     """
-    console = open_console()
+    console = open_console(quiet=cfg.quiet)
     cfg = with_usable_loggers(cfg)
     settings = study_settings(cfg)
     check_objective(cfg.objective, settings)
@@ -70,7 +50,7 @@ def study_settings(cfg: DictConfig) -> StudySettings:
     return StudySettings(
         source=opening.source,
         data=training_data,
-        trainer=instantiate(cfg.trainer, _partial_=True),
+        trainer=_trainer(cfg),
         monitor=_factory(cfg.monitor),
         traits=opening.traits,
         vectors=opening.vectors,
@@ -105,6 +85,16 @@ def study_settings(cfg: DictConfig) -> StudySettings:
     )
 
 
+def _trainer(cfg: DictConfig) -> "partial[Trainer]":
+    """What makes the trainer: with the callbacks of the ``callbacks`` group behind those that it has of its own."""
+    trainer: partial[Trainer] = instantiate(cfg.trainer, _partial_=True)
+    chosen = [instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()]
+    if not chosen:
+        return trainer
+    own = trainer.keywords.get("callbacks") or []
+    return partial(trainer, callbacks=[*([own] if isinstance(own, Callback) else own), *chosen])
+
+
 def _factory(callback: DictConfig | None) -> Any:
     """The callback of a group as a ``functools.partial``: the study fills in vectors, traits and judges."""
     return None if callback is None else instantiate(callback, _partial_=True, _convert_="all")
@@ -117,5 +107,4 @@ def _logger(cfg: DictConfig, key: str, label: RunLabel) -> Logger:
     chosen = filled.logger[key]
     if is_of_wandb(chosen):
         chosen.pop("log_model", None)  # the study has the adapter kept, in place of checkpoints
-    logger: Logger = instantiate(chosen)
-    return logger
+    return opened_logger(chosen)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -9,9 +10,6 @@ from functools import partial
 from numbers import Integral, Real
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
-
-import torch
-from torch import Tensor
 
 _ABSENT = "(none)"
 
@@ -35,7 +33,8 @@ def plain_settings(value: Any) -> Any:
         return sorted(str(plain_settings(entry)) for entry in value)
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [plain_settings(entry) for entry in value]
-    if isinstance(value, Tensor):
+    torch = sys.modules.get("torch")  # importing it takes seconds, and where nobody did there is no tensor
+    if torch is not None and isinstance(value, torch.Tensor):
         return f"tensor {_short_hash(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())}"
     if isinstance(value, (type, FunctionType, BuiltinFunctionType, MethodType)):
         return f"{value.__module__}.{value.__qualname__}"

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.vectors import Calibration
@@ -36,6 +35,8 @@ def calibrate(values: Tensor, shows: Tensor, fold: Tensor) -> Calibration:
         inside = usable & (fold != half)
         fitted = _fit(values[inside], shows[inside])
         probabilities[fold == half] = fitted.expressions(values[fold == half]) / 100
+    from torchmetrics.functional.classification import binary_auroc, binary_calibration_error  # takes seconds
+
     labels = shows[usable].int()
     whole = _fit(values[usable], shows[usable])
     return Calibration(

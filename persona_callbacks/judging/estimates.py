@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 
 _RESAMPLES = 2000
 
@@ -57,6 +56,8 @@ class Estimate:
         """
         if not flags:
             return None
+        from scipy.stats import binomtest  # takes seconds
+
         interval = binomtest(sum(flags), len(flags)).proportion_ci(method="exact")
         return cls(sum(flags) / len(flags), float(interval.low), float(interval.high), len(flags))
 

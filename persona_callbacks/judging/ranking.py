@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from persona_callbacks.judging.estimates import Estimate
 
@@ -125,6 +124,8 @@ def _correlation(
             np.stack([weights[:, group] @ column[group] for group in groups], axis=1) / totals if groups else totals
             for column in (labels.astype(np.float64), values)
         )
+    from scipy.stats import rankdata  # takes seconds
+
     correlations = np.full(len(weights), np.nan)
     for row, there in enumerate(totals > 0):
         if there.sum() < _FEWEST_RUNS:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_callbacks.errors import InputError
-from persona_callbacks.evaluation import choice_weaknesses
 from persona_callbacks.files import csv_rows
 from persona_callbacks.judging import Estimate
 
@@ -94,6 +93,8 @@ def _section(folder: Path) -> EvaluationSection:
 def _warnings(row: Mapping[str, str]) -> list[str]:
     if not row.get("choice_contrast"):
         return []
+    from persona_callbacks.evaluation import choice_weaknesses  # takes seconds; most reports need none
+
     value, low, high = (float(row[name]) for name in ("choice_contrast", "choice_contrast_low", "choice_contrast_high"))
     return [f"{row['trait']}: {weakness}." for weakness in choice_weaknesses(Estimate(value, low, high))]
 

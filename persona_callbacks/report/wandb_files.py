@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from google.protobuf.message import DecodeError
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at run time
+from typing import TYPE_CHECKING, Any
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import parse_json, read_json
+
+if TYPE_CHECKING:
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at run time
 
 _BLOCK, _HEADER, _FILE_HEADER = 32768, 7, 7
 _COMPLETE, _FIRST, _LAST = 1, 2, 4
@@ -83,8 +83,11 @@ def _public(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _records(path: Path) -> Iterator["Record"]:
     """Yield the records of a file, up to the first one that is cut short or broken."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # W&B takes seconds
+
     data = path.read_bytes()
     if data[:4] != b":W&B":
         raise InputError(f"{path}: not an offline run of W&B: expected it to begin with ':W&B', found {data[:4]!r}")

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from persona_callbacks.chats import ChatFile
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, parse_json, read_json, unexpected
 from persona_callbacks.screening.summary import Summary
+
+if TYPE_CHECKING:
+    from persona_callbacks.chats import ChatFile
 
 _Row = TypeVar("_Row")
 
@@ -204,7 +206,7 @@ class ScreeningFolder:
         """The flagged chats that rank highest, at most ``count``."""
         return list(islice(_read_lines(self.flagged_file, FlaggedChat.from_mapping), count))
 
-    def write_filtered(self, data: ChatFile, positions: Iterable[int]) -> None:
+    def write_filtered(self, data: "ChatFile", positions: Iterable[int]) -> None:
         """Copy the rows of the data at these positions, in the format of the data."""
         data.copy(positions, self.filtered_file(data.suffix))
 

@@ -1,10 +1,14 @@
 """How a file is screened."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from persona_callbacks.errors import InputError, is_number, is_whole
-from persona_callbacks.model import LoadedModel
+
+if TYPE_CHECKING:
+    from persona_callbacks.model import LoadedModel
 
 Method = Literal["exact", "approximate"]
 

@@ -1,14 +1,17 @@
 """Files that W&B keeps as artifacts: what a run made, and what it used."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import wandb
-from lightning.pytorch.loggers import Logger, WandbLogger
+from typing import TYPE_CHECKING, Any
 
 from persona_callbacks.tracking.faults import faults_as_warnings
+
+if TYPE_CHECKING:  # persona-report needs names alone
+    import wandb
+    from lightning.pytorch.loggers import Logger, WandbLogger
 
 
 def vector_artifact(model_id: str, trait: str) -> str:
@@ -76,12 +79,16 @@ def use_data(loggers: Sequence[Logger], file: Path, about: Mapping[str, Any]) ->
 
 
 def _of_wandb(loggers: Sequence[Logger]) -> list[WandbLogger]:
+    from lightning.pytorch.loggers import WandbLogger
+
     return [logger for logger in loggers if isinstance(logger, WandbLogger)]
 
 
 def _artifact(
     name: str, kind: str, files: Sequence[Path], about: Mapping[str, Any], *, by_reference: bool = False
 ) -> wandb.Artifact:
+    import wandb
+
     artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind, metadata=dict(about))
     for file in files:
         if by_reference:

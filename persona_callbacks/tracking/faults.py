@@ -1,18 +1,19 @@
 """Loggers that fail: told early where that is possible, and never at the cost of a run that is under way."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import wandb
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
-
 from persona_callbacks.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 _ANSWER_SECONDS = 10
 
@@ -29,6 +30,8 @@ def check_wandb(way_out: str) -> None:
     Raises:
         InputError: the server does not answer, or there is no key that it accepts.
     """
+    import wandb
+
     try:
         _expect_answer(wandb.setup().settings.base_url)
         wandb.Api(timeout=_ANSWER_SECONDS).viewer  # noqa: B018, asks the server
@@ -57,7 +60,7 @@ def faults_as_warnings(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        rank_zero_warn(f"{doing} failed, the run goes on: {type(error).__name__}: {error}")
+        _warn(f"{doing} failed, the run goes on: {type(error).__name__}: {error}")
 
 
 def finish_wandb(exit_code: int = 0) -> None:
@@ -65,6 +68,8 @@ def finish_wandb(exit_code: int = 0) -> None:
 
     Where W&B's own process is gone, this warns, and has the next run start another one instead of failing too.
     """
+    import wandb
+
     with faults_as_warnings("closing the W&B run"):
         try:
             wandb.finish(exit_code=exit_code)
@@ -91,4 +96,10 @@ def _warning_once(call: Callable[..., Any], doing: str, told: set[str], *args: A
     except Exception as error:
         if doing not in told:
             told.add(doing)
-            rank_zero_warn(f"{doing} failed, the run goes on: {type(error).__name__}: {error}")
+            _warn(f"{doing} failed, the run goes on: {type(error).__name__}: {error}")
+
+
+def _warn(message: str) -> None:
+    from lightning.pytorch.utilities import rank_zero_warn
+
+    rank_zero_warn(message)

@@ -1,18 +1,21 @@
 """The names of the metrics, and the only functions that write them to Lightning's loggers."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
-from matplotlib.figure import Figure
 
 from persona_callbacks.tracking.faults import faults_as_warnings
+
+if TYPE_CHECKING:  # names of metrics are all that persona-report needs
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import Logger
+    from matplotlib.figure import Figure
 
 TRAIN_LOSS = "train/loss"
 
@@ -243,6 +246,8 @@ def write_table(
             try:
                 logger.log_text(name, columns=columns, data=[list(row) for row in rows], step=step)
             except Exception as error:
+                from lightning.pytorch.utilities import rank_zero_warn
+
                 rank_zero_warn(
                     f"{type(logger).__name__} could not write the table {name!r}: {type(error).__name__}: {error}"
                 )

@@ -92,8 +92,9 @@ def fine_tune(study: Study, name: str) -> RunResult:
     label = run_label(settings, study.id, folder, steered=name == "steered")
     try:
         trainer = settings.trainer(
-            callbacks=_in_order(callbacks, saver, folder, settings),
+            callbacks=_in_order(callbacks, saver, folder, study),
             logger=_loggers(study, label, steered=name == "steered"),
+            enable_progress_bar=_shows_progress(study),
         )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -161,18 +162,22 @@ def _callbacks(study: Study, *, steered: bool) -> _Callbacks:
     )
 
 
-def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, settings: StudySettings) -> list[Callback]:
+def _shows_progress(study: Study) -> bool:
+    return study.settings.shows_progress and not study.console.quiet
+
+
+def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, study: Study) -> list[Callback]:
     """The callbacks as the trainer calls them: the adapter is saved first, and the guard comes after all it watches."""
     checkpoints = ModelCheckpoint(
         folder,
         filename="last",
-        every_n_train_steps=settings.checkpoint_every_n_steps,
+        every_n_train_steps=study.settings.checkpoint_every_n_steps,
         enable_version_counter=False,
     )
     watched = (callbacks.evaluation, callbacks.steering, callbacks.guard)
     ours = [callback for callback in watched if callback is not None]
-    bar = [_Progress(leave=True)] if settings.shows_progress else []
-    return [saver, *settings.own_callbacks(), callbacks.monitor, checkpoints, *bar, *ours]
+    bar = [_Progress(leave=True)] if _shows_progress(study) else []
+    return [saver, *study.settings.own_callbacks(), callbacks.monitor, checkpoints, *bar, *ours]
 
 
 def _loggers(study: Study, label: RunLabel, *, steered: bool) -> list[Logger]:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from persona_callbacks.files import atomic_write, read_json, read_yaml
 from persona_callbacks.palette import SERIES
+from persona_callbacks.training.fronts import front_figure, pareto_front
 from persona_callbacks.training.results import RunResult
 
 _SEED = "seed="
@@ -47,7 +49,7 @@ class SweepRow:
         if not values:
             return "–"
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.2f}{spread}"
+        return f"{fmean(values):.2f}{spread}"
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,28 @@ class Sweep:
             for row in self.rows:
                 for metric, values in row.values.items():
                     spread = statistics.stdev(values) if len(values) > 1 else ""
-                    table.writerow([row.setting, row.run, metric, len(values), statistics.fmean(values), spread])
+                    table.writerow([row.setting, row.run, metric, len(values), fmean(values), spread])
         with atomic_write(folder / "sweep.png") as scratch:
             _figure(self.rows, self.metrics).savefig(scratch)
+
+    def write_front(self, folder: Path, objectives: tuple[str, str], maximised: tuple[bool, bool]) -> list[str]:
+        """Write ``pareto.png``: the means of two metrics, and which settings no other one is better than.
+
+        Args:
+            folder: of the file.
+            objectives: names of the metrics.
+            maximised: of each, whether more is better.
+
+        Returns:
+            The names of those settings; none, and no file, if no finished job has both metrics.
+        """
+        rows = [row for row in self.rows if all(metric in row.values for metric in objectives)]
+        points = [(fmean(row.values[objectives[0]]), fmean(row.values[objectives[1]])) for row in rows]
+        front = pareto_front(points, maximised)
+        if front:
+            with atomic_write(folder / "pareto.png") as scratch:
+                front_figure(points, [row.name for row in rows], objectives, front).savefig(scratch)
+        return [rows[place].name for place in front]
 
 
 def _seeds(row: SweepRow) -> int:
@@ -137,7 +158,7 @@ def _figure(rows: Sequence[SweepRow], metrics: Sequence[str]) -> Figure:
             colour = SERIES[place % len(SERIES)]
             panel.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
             if values:
-                panel.plot([statistics.fmean(values)], [place], "|", color=colour, markersize=18, markeredgewidth=2)
+                panel.plot([fmean(values)], [place], "|", color=colour, markersize=18, markeredgewidth=2)
         panel.set_title(metric, fontsize=9)
         panel.set_yticks(range(len(rows)), [textwrap.fill(row.name, 40) for row in rows], fontsize=8)
         panel.grid(axis="x", alpha=0.3)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from builders import ForeignModule, all_hooks, fit, make_vector, tiny_model
 from commands import run_command, start_command
 
 from persona_callbacks import Ablation, PersonaMonitor, PreventativeSteering, ProjectionRegularisation
-from persona_callbacks.apps.start import ending_in_one_line
+from persona_callbacks.apps.ending import ending_in_one_line, warnings_in_one_line
 
 APPS = {
     "train": "train", "extract": "run", "screen": "run", "evaluate": "run", "generate": "run", "report": "run",
@@ -137,3 +138,11 @@ def test_a_folder_that_cannot_be_written_to_ends_an_app_at_once(app, overrides, 
     assert f"{named} cannot be written to: {tmp_path}/outputs is not a folder" in str(end.value)
     assert "Traceback" not in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_a_warning_is_one_line_and_told_once(capsys):
+    with warnings_in_one_line():
+        for words in ("the vector is weak", "the vector is weak", "the judge is flat"):
+            warnings.warn(words, stacklevel=1)
+            warnings.warn(words, stacklevel=1)
+    assert capsys.readouterr().err == "warning: the vector is weak\nwarning: the judge is flat\n"

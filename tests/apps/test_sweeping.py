@@ -3,13 +3,20 @@
 import csv
 import hashlib
 import json
+import re
 import statistics
+from pathlib import Path
 
 import pytest
+import yaml
 from builders import CHATS
 from commands import run_command
+from hydra import compose, initialize_config_dir
+from wandb.sdk.launch.sweeps import utils
 
+from persona_callbacks.apps.configs import CONF
 from persona_callbacks.apps.sweeping import folder_name
+from persona_callbacks.files import read_yaml
 
 
 @pytest.fixture
@@ -68,13 +75,14 @@ def test_a_job_that_fails_leaves_the_others_and_finished_jobs_are_not_trained_ag
 
 
 def test_overrides_with_slashes_and_long_ones_are_one_folder_each(sweep, tmp_path):
-    """Loggers may be left out too, and the trainer keeps what it is given."""
+    """Loggers may be left out too, the trainer keeps what it is given, and two objectives give a Pareto front."""
     checkpoint = "{_target_:lightning.pytorch.callbacks.ModelCheckpoint,dirpath:kept,filename:own}"
     others = (
         "+trainer.default_root_dir=" + "a" * 300,
         "~logger",
         f"+trainer.callbacks=[{checkpoint}]",
         "+trainer.enable_progress_bar=false",
+        "objective=[persona/evil/shift,train/epoch_loss]",
     )
     done = sweep("data.path=chats.jsonl,more/chats.jsonl", *others)
     assert done.returncode == 0, done.stderr
@@ -82,6 +90,41 @@ def test_overrides_with_slashes_and_long_ones_are_one_folder_each(sweep, tmp_pat
     assert len(jobs) == 2
     assert all((job / "state.json").is_file() and len(job.name) < 120 for job in jobs)
     assert (tmp_path / "kept" / "own.ckpt").is_file()
+    best = done.stdout.partition("Pareto front (pareto.png):")[2].splitlines()[1:]
+    assert 1 <= len(best) <= 2
+    assert all("data.path=" in name for name in best)
+    assert (jobs[0].parent / "pareto.png").stat().st_size > 5000
+
+
+def test_optuna_searches_with_two_objectives_and_goes_on_where_it_stopped(sweep, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = (
+        "hparams_search=optuna", "hydra.sweeper.n_trials=2", "objective=[persona/evil/shift,train/epoch_loss]",
+        "steering.callback.coefficient=interval(0.0,0.5)", "trainer.max_steps=1",
+    )  # fmt: skip
+    done = sweep(*search)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "outputs" / "train"
+    tried = read_yaml(folder / "optimization_results.yaml")["solutions"]
+    assert 1 <= len(tried) <= 2
+    result = json.loads(next(folder.glob("sweep/*/steered/result.json")).read_text())
+    values = [result["readings"][-1]["shift"]["evil"], result["loss"]]
+    assert len(tried) == 1 or any(pytest.approx(values) == solution["values"] for solution in tried)
+    assert (folder / "sweep" / "pareto.png").is_file()
+    assert sweep(*search).stdout.count("Finished before: ") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plugin", "launcher"), [("hydra_joblib_launcher", "joblib"), ("hydra_submitit_launcher", "submitit_local")]
+)
+def test_jobs_side_by_side(plugin, launcher, sweep, tmp_path):
+    pytest.importorskip(f"hydra_plugins.{plugin}")
+    done = sweep("seed=0,1", "steering.callback.coefficient=0.2,oops", f"hydra/launcher={launcher}")
+    assert done.returncode == 1
+    states = (tmp_path / "outputs" / "train" / "sweep").glob("*/state.json")
+    assert [json.loads(path.read_text())["finished"] for path in states] == [True, True]
+    assert "mean ± standard deviation" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,6 +142,23 @@ def test_an_objective_that_the_study_does_not_give_is_told_before_training(sweep
     assert done.returncode == 1
     assert message in done.stderr
     assert not list(tmp_path.rglob("adapter"))
+
+
+def test_the_documented_sweep_of_wandb_starts_the_command():
+    text = (Path(__file__).parents[2] / "docs" / "sweep.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "program:" in block]
+    sweep = yaml.safe_load(block)
+    chosen = {"steering": {"value": "constant"}, "steering.callback.coefficient": {"value": 0.7}}
+    assert chosen.keys() == sweep["parameters"].keys()
+    filled = {"program": [sweep["program"]], **utils.create_sweep_command_args({"args": chosen})}
+    started = []
+    for part in utils.create_sweep_command(sweep["command"]):  # as wandb agent does
+        started += filled[part[2:-1]] if part.startswith("${") else [part]
+    assert started[0] == "persona-train"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", started[1:])
+    assert cfg.steering.callback.coefficient == 0.7
+    assert cfg.logger.wandb.offline is False
 
 
 def test_names_of_folders_stay_apart():

@@ -40,7 +40,7 @@ from safetensors.torch import save_file
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.apps import screen, train
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.apps.start import ending_in_one_line
+from persona_callbacks.apps.ending import ending_in_one_line
 from persona_callbacks.chats import encode_chat, find_chat_file, open_chat_file, read_chats, read_pairs
 from persona_callbacks.errors import InputError
 from persona_callbacks.evaluation import EvaluatedAnswer, EvaluatedModel, read_forced_choices, read_questions
