@@ -51,17 +51,15 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     minimal pairs, whose two responses differ in the trait alone: ``persona/{trait}/preference`` is how much likelier
     the trait's response has become, and ``persona/{trait}/preference_share`` how often it is the likelier one. The
     baseline is the base model at the start of the fit: adapters disabled where there are some, else the weights as they
-    are then. With several processes, each runs its share of probes and pairs, in equally
-    many passes.
+    are then. With several processes, each runs its share, in equally many passes.
 
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
     ``trainer.log_every_n_steps``. At those steps and at each reading, ``train/loss``, ``train/learning_rate`` and
     ``train/gradient_norm`` (before clipping) are logged beside, unless the module logs them itself by these names.
 
-    Other callbacks may :meth:`request` readings between these, with pairs or without; adaptive steering does.
-
-    With Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
+    Other callbacks may :meth:`request` readings between these, with pairs or without; adaptive steering does. With
+    Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
 
     Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline. A trait whose vector,
     probes, pairs or position differ from the checkpoint's is measured anew, with a warning: its earlier readings are
@@ -151,7 +149,14 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         Args:
             traits: those that are to be watched.
             num_layers: blocks of the model.
-            every_n_steps: and all that follow, as for the callback.
+            every_n_steps: as for the callback.
+            position: see there.
+            probes: see there.
+            tokenizer: see there.
+            batch_size: see there.
+            every_layer: see there.
+            pairs: see there.
+            batch_adapter: see there.
 
         Raises:
             InputError: settings that cannot be.
@@ -182,13 +187,9 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     @override
     def facts(self) -> dict[str, Any]:
         """What loggers record of the monitor."""
-        return {
-            "every_n_steps": self.every_n_steps,
-            "position": self.position,
-            "every_layer": self.every_layer,
-            "probes": {vector.trait: len(self._probes_of(vector)) for vector in self.vectors},
-            "pairs": {trait: len(pairs) for trait, pairs in self.pairs.items()},
-        }
+        settings = {"every_n_steps": self.every_n_steps, "position": self.position, "every_layer": self.every_layer}
+        probes = {vector.trait: len(self._probes_of(vector)) for vector in self.vectors}
+        return {**settings, "probes": probes, "pairs": {trait: len(pairs) for trait, pairs in self.pairs.items()}}
 
     def traits_of(self, sensor: Sensor) -> tuple[str, ...]:
         """The traits that a sensor reads: all, or, for the preference, those that have minimal pairs."""
