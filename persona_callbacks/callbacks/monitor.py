@@ -165,10 +165,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         check_pairs(cls.__name__, traits, pairs)
         check_at_least_one(cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size)
         if position not in ("prompt_last", "prompt_mean"):
-            raise InputError(
-                f"{cls.__name__}: position must be 'prompt_last' or 'prompt_mean', found {position!r}; a probe is a"
-                " prompt and has no response to read"
-            )
+            expected = "expected 'prompt_last' or 'prompt_mean', since a probe is a prompt and has no response to read"
+            raise InputError(f"{cls.__name__}: position: {expected}; found {position!r}")
         if probes is not None and not probes:
             raise InputError(f"{cls.__name__}: probes is empty; expected at least one question")
 
@@ -334,8 +332,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
 
     def _is_due(self, step: int, sensor: Sensor | None = None) -> bool:
         """Whether a reading, or one of a sensor, is taken after so many optimizer steps."""
-        asked = [of for at, of in self._requests.values() if at == step]
-        return step % self.every_n_steps == 0 or (bool(asked) if sensor is None else sensor in asked)
+        asked = [of for at, of in self._requests.values() if at == step and sensor in (None, of)]
+        return step % self.every_n_steps == 0 or bool(asked)
 
     def _measured_with(self) -> dict[str, dict[str, Any]]:
         """By trait, what its baseline and readings depend on beside the model."""

@@ -362,7 +362,7 @@ def test_settings_are_checked_without_vectors():
         (Ablation, {"positions": "prompt"}, "positions must be"),
         (ProjectionRegularisation, {"weight": -1.0}, "weight must be 0 or more"),
         (PersonaMonitor, {"every_n_steps": 0}, "every_n_steps must be at least 1"),
-        (PersonaMonitor, {"position": "response_mean"}, "position must be"),
+        (PersonaMonitor, {"position": "response_mean"}, "position: expected"),
         (TraitEvaluation, {"questions": 0}, "questions must be at least 1"),
     ):
         with pytest.raises(InputError, match=named):
