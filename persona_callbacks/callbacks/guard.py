@@ -201,6 +201,8 @@ class DriftGuard(RefusingCallback):
         passed: list[str] = []
         measured = True
         if read:
+            # A reading that another callback asked for may lack what is limited here.
+            measured = all(readings[-1].values(sensor) for sensor in self._on_sensors())
             for sensor in get_args(Sensor):
                 limit, expected = self._on_sensors().get(sensor), self._expected(trainer, sensor)
                 passed += _passed(sensor, readings[-1].values(sensor), limit, expected)
@@ -210,7 +212,7 @@ class DriftGuard(RefusingCallback):
                 for entry in evaluations
                 if entry.step == step and entry.expression.scored  # nothing scored is no reading
             }
-            measured = self.expression is None or bool(latest)
+            measured = measured and (self.expression is None or bool(latest))
             passed += _passed("expression", latest, self.expression)
         if self.saturated:
             passed += [

@@ -54,7 +54,7 @@ class PersonaMonitor(RefusingCallback):
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
     ``trainer.log_every_n_steps``.
 
-    Other callbacks may :meth:`request` readings between these; adaptive steering does.
+    Other callbacks may :meth:`request` readings between these, with pairs or without; adaptive steering does.
 
     With Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
 
@@ -127,7 +127,7 @@ class PersonaMonitor(RefusingCallback):
         self._baseline: dict[str, list[float]] = {}
         self._preference_baseline: dict[str, float] = {}
         self._resumed = False
-        self._requests: dict[object, int] = {}
+        self._requests: dict[object, tuple[int, Sensor]] = {}
         self._batches: BatchProjections | None = None
 
     @classmethod
@@ -170,16 +170,17 @@ class PersonaMonitor(RefusingCallback):
         if probes is not None and not probes:
             raise InputError(f"{cls.__name__}: probes is empty; expected at least one question")
 
-    def request(self, requester: object, step: int | None) -> None:
-        """Ask for a reading after ``step`` optimizer steps, beside those that are taken anyway.
+    def request(self, requester: object, step: int | None, sensor: Sensor = "preference") -> None:
+        """Ask for a reading of a sensor after ``step`` optimizer steps, beside those that are taken anyway.
 
-        Every requester has a request of its own, which replaces its earlier one; ``None`` takes it back. Requests end
-        with the fit.
+        Pairs, which cost several times as much as probes, are left out of a reading of the ``shift`` alone. Every
+        requester has a request of its own, which replaces its earlier one; ``None`` takes it back. Requests end with
+        the fit.
         """
         if step is None:
             self._requests.pop(requester, None)
         else:
-            self._requests[requester] = step
+            self._requests[requester] = (step, sensor)
 
     def traits_of(self, sensor: Sensor) -> tuple[str, ...]:
         """The traits that a sensor reads: all, or, for the preference, those that have minimal pairs."""
@@ -255,7 +256,6 @@ class PersonaMonitor(RefusingCallback):
             self._baseline = measured | {trait: self._baseline[trait] for trait in known}
             self._preference_baseline = preferred | self._preference_baseline
         if not self.readings or any(vector.trait not in self.readings[-1].shift for vector in self.vectors):
-            self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
             self._read(trainer)
         self._step_seen = trainer.global_step
 
@@ -277,15 +277,17 @@ class PersonaMonitor(RefusingCallback):
         self._step_seen = trainer.global_step
         if is_logging_step(trainer):
             self._batches.log(trainer)
-        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step in self._requests.values():
-            self._read(trainer)
+        asked = [sensor for step, sensor in self._requests.values() if step == trainer.global_step]
+        own = trainer.global_step % self.every_n_steps == 0
+        if own or asked:
+            self._read(trainer, pairs=own or "preference" in asked)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last reading, unless the last step made one."""
         if averages_weights(trainer):
             return  # the weights that the fit ends with may not be in the model yet
-        if self.readings[-1].step != trainer.global_step:
+        if not self._ends_with_whole(trainer):
             self._read(trainer)
         log_layers(trainer, self.readings)
 
@@ -296,10 +298,8 @@ class PersonaMonitor(RefusingCallback):
         Averaged weights are read here, since another callback puts them into the model in ``on_train_end``. A run
         resumed from a checkpoint of its last step ends without passing through ``on_train_end``.
         """
-        nothing_trained = self._resumed and self.readings[-1].step != trainer.global_step
+        nothing_trained = self._resumed and not self._ends_with_whole(trainer)
         if nothing_trained or (not self._resumed and averages_weights(trainer)):
-            # A reading of the same step was of weights that the fit does not end with.
-            self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
             with back_on_device(trainer, pl_module):
                 self._read(trainer)
             log_layers(trainer, self.readings)
@@ -343,7 +343,14 @@ class PersonaMonitor(RefusingCallback):
     def _probes_of(self, vector: PersonaVector) -> Sequence[str]:
         return vector.probes if self.probes is None else self.probes
 
-    def _read(self, trainer: Trainer) -> None:
+    def _ends_with_whole(self, trainer: Trainer) -> bool:
+        """Whether the last reading is of these optimizer steps, with pairs."""
+        last = self.readings[-1]
+        return last.step == trainer.global_step and self.pairs.keys() <= last.preference.keys()
+
+    def _read(self, trainer: Trainer, pairs: bool = True) -> None:
+        """Take a reading, in place of an earlier one of the same optimizer steps."""
+        self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
         projections, shifts, by_layer = {}, {}, {}
         for vector, measured in zip(self.vectors, self._measure(trainer).values(), strict=True):
             differences = [now - before for now, before in zip(measured, self._baseline[vector.trait], strict=True)]
@@ -351,7 +358,7 @@ class PersonaMonitor(RefusingCallback):
             projections[vector.trait], shifts[vector.trait] = measured[chosen], differences[chosen]
             if self.every_layer:
                 by_layer[vector.trait] = differences
-        preferred, share = self._pair_reader.read(trainer, self._model, self.batch_size)
+        preferred, share = self._pair_reader.read(trainer, self._model, self.batch_size) if pairs else ({}, {})
         preference = {trait: value - self._preference_baseline[trait] for trait, value in preferred.items()}
         reading = Reading(trainer.global_step, projections, shifts, by_layer, preference, share)
         log_reading(trainer, reading, self.readings[-1] if self.readings else None)

@@ -278,7 +278,8 @@ class PreventativeSteering(TrainingWriter):
     def _request(self) -> None:
         """Ask the monitor for the reading that the law wants next."""
         if self._monitor is not None:
-            self._monitor.request(self, self.law.next_reading)
+            assert self.law.reads is not None
+            self._monitor.request(self, self.law.next_reading, self.law.reads)
 
     def _set(self, coefficients: Mapping[str, float] | None) -> None:
         if coefficients is None or coefficients == self.coefficients:

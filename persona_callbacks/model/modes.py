@@ -18,8 +18,10 @@ def probing(model: nn.Module) -> Iterator[None]:
 
     Gradients are off by ``no_grad`` and not by ``inference_mode``: some models keep tensors that a forward pass made
     (rotary tables that grow with the length), and an inference tensor among them would break the next training step.
+    Modules that were compiled in place (``Module.compile``) run as they were before: compiled code neither knows hooks
+    that are added later nor forgets those that are removed.
     """
-    with torch.no_grad(), unsteered(), _evaluating(model):
+    with torch.no_grad(), unsteered(), _evaluating(model), _not_compiled(model):
         try:
             yield
         finally:
@@ -52,6 +54,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _not_compiled(model: nn.Module) -> Iterator[None]:
+    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Reading:
         shift: by trait, the same less the base model's.
         shift_by_layer: by trait, the shift at layer 1, 2, ... of the model; empty unless every layer is read.
         preference: by trait that has minimal pairs, how much likelier their trait responses are than the others, less
-            the same of the base model, in nats per token; the mean over the pairs.
+            the same of the base model, in nats per token; the mean over the pairs. Empty if the pairs were not read.
         preference_share: by trait that has minimal pairs, the share of pairs whose trait response is the likelier one.
 
     Example:

@@ -38,13 +38,13 @@ class Reference:
     run: str | Path
 
     def check(self, sensor: Sensor, traits: Sequence[str]) -> None:
-        """Make sure that every reading has a value of each trait by the sensor.
+        """Make sure that every reading of the sensor has a value of each trait.
 
         Raises:
             InputError: one has not, or the result cannot be read.
         """
         for trait in traits:
-            lacking = [reading.step for reading in self.readings if trait not in reading.values(sensor)]
+            lacking = [reading.step for reading in self._of(sensor) if trait not in reading.values(sensor)]
             if lacking:
                 has = sorted({known for reading in self.readings for known in reading.values(sensor)})
                 raise InputError(
@@ -54,10 +54,10 @@ class Reference:
 
     def at(self, done: float, sensor: Sensor, traits: Sequence[str]) -> dict[str, float]:
         """The set-point by trait, in the sensor's units, when the share ``done`` of training, 0 to 1, is done."""
-        step = done * self.readings[-1].step
-        after = bisect_left(self.readings, step, key=lambda reading: reading.step)
-        second = self.readings[min(after, len(self.readings) - 1)]
-        first = self.readings[max(after - 1, 0)]
+        step, readings = done * self.readings[-1].step, self._of(sensor)
+        after = bisect_left(readings, step, key=lambda reading: reading.step)
+        second = readings[min(after, len(readings) - 1)]
+        first = readings[max(after - 1, 0)]
         weight = 1.0 if first is second else min(1.0, (step - first.step) / (second.step - first.step))
         return {
             trait: (1 - weight) * first.values(sensor)[trait] + weight * second.values(sensor)[trait]
@@ -79,6 +79,10 @@ class Reference:
         if not readings or readings[-1].step == 0:
             raise InputError(f"{self._file}: expected readings of a fine-tuning of at least one step, found none")
         return readings
+
+    def _of(self, sensor: Sensor) -> tuple[Reading, ...]:
+        """The readings of a sensor; not all are of the preference. All, if it was never read."""
+        return tuple(reading for reading in self.readings if reading.values(sensor)) or self.readings
 
     @property
     def fingerprint(self) -> str:

@@ -170,3 +170,23 @@ def test_guard_limits_the_preference_from_the_base_model_or_from_a_reference(tok
         assert tripped(preference={"evil": 0.05}, reference=str(tmp_path))
     with pytest.raises(InputError, match="expected the preference of kind in every reading"):
         DriftGuard(preference={"kind": 0.1}, reference=tmp_path)
+
+
+def test_readings_asked_for_by_the_shift_leave_the_pairs_out_and_change_nothing(tokenizer, tmp_path):
+    def run(pairs):
+        vector = replace(make_vector(), directions=make_vector().directions * 0.3, pairs=PAIRS)
+        steering = PreventativeSteering([vector], Adaptive(start=0.2, tolerance=1e-6))
+        monitor = PersonaMonitor([vector], every_n_steps=4, pairs=pairs)
+        guard = DriftGuard(shift=1e9, preference=1e9, action="roll_back")
+        module = ForeignModule(tiny_model(peft=True), tokenizer)
+        fit(module, [monitor, steering, *([guard] if pairs else [])], tmp_path, limit_train_batches=5)
+        return monitor, steering, weights(module), guard
+
+    monitor, steering, trained, guard = run(pairs=5)
+    assert [reading.step for reading in monitor.readings] == [0, 1, 2, 3, 4, 5]
+    assert [reading.step for reading in monitor.readings if reading.preference] == [0, 4, 5], "its own, and the last"
+    assert guard.state_dict()["good_step"] == 5, "only readings with what is limited are within all limits"
+    without, same, alike, _ = run(pairs=0)
+    assert [reading.shift for reading in without.readings] == [reading.shift for reading in monitor.readings]
+    assert steering.coefficients == same.coefficients != {"evil": 0.2}
+    assert all(torch.equal(trained[name], alike[name]) for name in trained)

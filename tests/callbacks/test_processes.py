@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from builders import PAIRS, ForeignModule, make_tokenizer, make_vector, tiny_model
 from builders import LOUD, SHORT, LengthJudge
-from persona_callbacks import Adaptive, DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks import Ablation, Adaptive, DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.model import whole
 
 class Module(ForeignModule):
@@ -62,7 +62,8 @@ if __name__ == "__main__":
     values = {{name: float(value) for name, value in trainer.callback_metrics.items() if "batch" in name}}
 
     guard = DriftGuard(shift=-1e9, action="roll_back")
-    _, start, end = fit([PersonaMonitor(vectors, every_n_steps=2), guard])
+    ablated = PersonaMonitor(vectors, every_n_steps=2)
+    _, start, end = fit([ablated, Ablation(vectors), guard])
     assert guard.rolled_back_to == 0 and all(torch.equal(start[name], end[name]) for name in start)
     assert all(torch.equal(start[name], value) for name, value in guard.state_dict()["good"].items())
 
@@ -71,7 +72,7 @@ if __name__ == "__main__":
             steps=[reading.step for reading in monitor.readings],
             read=[[r.step, *r.projection.values(), *r.shift.values(), *r.preference.values(),
                    *r.preference_share.values()]
-                  for r in monitor.readings],
+                  for r in [*monitor.readings, *ablated.readings]],
             batches=values, coefficients=[*steering.coefficients.values()],
             moved={{name: (after[name] - before[name]).flatten().tolist() for name in after}},
             answers=[[*vars(row).values()] for row in evaluation.rows]), open(out, "w"))
@@ -104,6 +105,7 @@ def test_two_processes_end_where_one_ends(strategy, alone, outcome):
     """Probes, pairs and questions are shared unevenly: there are five, five and three."""
     two = outcome(strategy)
     assert two["steps"] == alone["steps"] == [0, 1, 2, 3, 4, 5, 6]
+    assert len(alone["read"]) == 7 + 2
     for own, others in zip(two["read"], alone["read"], strict=True):
         assert own == pytest.approx(others, rel=1e-3, abs=1e-4)
     assert two["coefficients"] == pytest.approx(alone["coefficients"], rel=1e-4)
