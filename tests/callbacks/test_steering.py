@@ -117,7 +117,11 @@ def test_gradients_are_those_of_a_model_with_the_vector_in_its_code(how, toleran
             assert (gradient - other[name]).norm() <= tolerance * gradient.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("compiled", ["whole", "whole, in place", "blocks, in place"])
+@pytest.mark.parametrize(
+    "compiled",
+    [pytest.param("whole", marks=pytest.mark.slow), pytest.param("whole, in place", marks=pytest.mark.slow),
+     "blocks, in place"],
+)  # fmt: skip
 def test_readings_of_a_compiled_model_are_those_of_the_eager_one(compiled, tokenizer, tmp_path):
     """Probes attach and detach hooks while the compiled code is there, before its first call and after it."""
 
