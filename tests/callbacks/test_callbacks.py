@@ -106,7 +106,8 @@ def test_steering_adds_exactly_the_vector_in_training_only(family, layer, tokeni
             found[stage] = _stream(module.lm, probe, layer)
 
     module.during = look
-    fit(module, [PreventativeSteering([vector], 1.7, layers=[layer])], tmp_path, num_sanity_val_steps=1, max_steps=1)
+    steering = PreventativeSteering([vector], 1.7, layers=[layer], when="all")  # the look takes no gradients
+    fit(module, [steering], tmp_path, num_sanity_val_steps=1, max_steps=1)
     assert torch.equal(found["validate"], unsteered)
     assert torch.equal(found["train"], unsteered + 1.7 * vector.directions[layer])
 
