@@ -37,6 +37,7 @@ from persona_callbacks.model.loading import (
     ModelSource,
     check_adapter,
     load_model,
+    move,
     weights_fingerprint,
     with_adapter,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "iterate_activations",
     "iterate_responses",
     "load_model",
+    "move",
     "own_responses",
     "packaged_gguf",
     "position_weights",
