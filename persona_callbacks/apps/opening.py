@@ -7,12 +7,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import nn
 
 from persona_callbacks.apps.kinds import check_kinds
 from persona_callbacks.apps.start import chosen_device, chosen_traits, quiet_libraries
 from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.model import LoadedModel, ModelSource, dimensions, load_model
+from persona_callbacks.model import LoadedModel, ModelSource, dimensions, load_model, move
 from persona_callbacks.progress import open_console
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
@@ -58,7 +57,7 @@ class Opening:
             InputError: a model that cannot be loaded, or a vector file of another one.
         """
         loaded = load_model(self.source, self.console)
-        nn.Module.to(loaded.model, self.device)
+        move(loaded.model, self.device)
         shape = dimensions(loaded.model)
         for vector in self.vectors:
             vector.check_fits(shape.num_layers, shape.hidden_size, loaded.id)

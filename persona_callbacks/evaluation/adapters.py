@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
-from torch import nn
 
 from persona_callbacks.chats import BENIGN, encode_prompt, read_chats
 from persona_callbacks.errors import InputError, is_whole
@@ -33,6 +32,7 @@ from persona_callbacks.model import (
     check_adapter,
     device_of,
     load_model,
+    move,
     projections,
     weights_fingerprint,
     with_adapter,
@@ -163,7 +163,7 @@ def _evaluate_all(
         progress.advance(task)
         for adapter in adapters:
             tuned = with_adapter(load_model(source, console), adapter)
-            nn.Module.to(tuned.model, device_of(base.model))
+            move(tuned.model, device_of(base.model))
             evaluated[adapter] = _kept(tuned, settings, judges, folder / "parts")
             progress.advance(task)
     write_results(evaluated, folder)

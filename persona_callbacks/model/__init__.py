@@ -38,6 +38,7 @@ from persona_callbacks.model.loading import (
     adapter_fingerprint,
     check_adapter,
     load_model,
+    move,
     weights_fingerprint,
     with_adapter,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "iterate_activations",
     "iterate_responses",
     "load_model",
+    "move",
     "own_responses",
     "packaged_gguf",
     "position_weights",

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from persona_callbacks.errors import InputError
 
 LanguageModel = PreTrainedModel | PeftModel
 """A causal language model, bare or with adapters."""
+
+_NUMBERS_OF_STREAMS = ("altup_num_inputs", "hc_mult", "hc_count")
+"""Settings of transformers that give a number of parallel streams: Gemma 3n's AltUp, and hyper-connections."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ def find_language_model(module: nn.Module) -> LanguageModel:
     trained = {name: m for name, m in outermost.items() if any(p.requires_grad for p in m.parameters())}
     candidates = trained or outermost
     if len(candidates) != 1:
+        way_out = "; freeze those that are not trained, such as a teacher: requires_grad_(False)" if candidates else ""
         raise InputError(
             f"{type(module).__name__}: expected one transformers (or PEFT) model in it that is trained, found"
-            f" {', '.join(sorted(candidates)) or 'none'}"
+            f" {', '.join(sorted(candidates)) or 'none'}{way_out}"
         )
     return next(iter(candidates.values()))
 
@@ -87,15 +91,36 @@ def pretrained_model(model: nn.Module) -> PreTrainedModel:
     return base
 
 
+def refuse_several_streams(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a model whose blocks pass on several streams, where no activation is that of a layer.
+
+    Args:
+        name: the model, for the message.
+        config: its configuration.
+
+    Raises:
+        InputError: it is such a model.
+    """
+    text = config.get_text_config()
+    for setting in _NUMBERS_OF_STREAMS:
+        streams = getattr(text, setting, 1)
+        if streams != 1:
+            raise InputError(
+                f"{name}: expected one residual stream, found {streams} ({setting} of model type {text.model_type!r}):"
+                " a layer has no single activation to read or to steer; choose a model of another family"
+            )
+
+
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """Return the decoder blocks: of the module lists that are as long as the configured depth, the one nearest to the
     root, in the language model of a multimodal one.
 
     Raises:
         InputError: ``model`` is no transformers or PEFT model, has no such list, or is no causal language model: it has
-            an encoder besides, reads no tokens, or its attention sees later tokens.
+            an encoder besides, reads no tokens, or its attention sees later tokens; or it has several streams.
     """
     base = pretrained_model(model)
+    refuse_several_streams(type(base).__name__, base.config)
     expected = "expected a decoder-only causal language model"
     if base.config.is_encoder_decoder:
         raise InputError(f"{type(base).__name__}: {expected}, found an encoder with a decoder")

@@ -11,11 +11,15 @@ import torch
 from peft import PeftConfig, PeftModel
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,8 +27,9 @@ from transformers import (
 from persona_callbacks.chats import reasoning_of, with_template_arguments
 from persona_callbacks.errors import InputError, check_whole
 from persona_callbacks.files import cache_dir
-from persona_callbacks.model.architecture import decoder_blocks
+from persona_callbacks.model.architecture import decoder_blocks, pretrained_model, refuse_several_streams
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
+from persona_callbacks.model.quantization import quantization_config
 from persona_callbacks.progress import open_console
 
 _SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -41,13 +46,20 @@ class ModelSource:
         id: the name of the model, which is recorded in persona vectors; on the hub, the name it is found by.
         path: a folder in transformers' format, or a GGUF file, which is converted once into the cache.
         gguf: a GGUF file inside an installed package, as ``package/file``; it is converted likewise.
-        dtype: the type of the weights, a torch name such as ``float32`` or ``bfloat16``.
+        dtype: the type of the weights, a torch name such as ``float32`` or ``bfloat16``; of a quantized model, that of
+            its activations.
+        quantization: ``bitsandbytes-nf4``, ``bitsandbytes-int8`` or ``torchao-int8``: the weights are stored so when
+            the model is loaded, on the device that the library chooses. A model that was saved quantized needs none.
+        revision: a branch, tag or commit of the hub.
+        device_map: where transformers puts the weights, such as ``auto`` or ``cuda:1``; they stay there.
+        attn_implementation: transformers' name of the attention, such as ``eager``, ``sdpa`` or ``flash_attention_2``.
         template_arguments: what the chat template is always called with, such as ``{"enable_thinking": False}``.
         reasoning_tokens: as for :class:`LoadedModel`.
 
     Example:
         >>> ModelSource("Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16").path is None
         True
+        >>> ModelSource("Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", quantization="bitsandbytes-nf4").revision
         >>> ModelSource("my-model", path="models/my-model-Q4_1.gguf").dtype
         'float32'
     """
@@ -56,6 +68,10 @@ class ModelSource:
     path: str | None = None
     gguf: str | None = None
     dtype: str = "float32"
+    quantization: str | None = None
+    revision: str | None = None
+    device_map: str | Mapping[str, int | str] | None = None
+    attn_implementation: str | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     reasoning_tokens: int = 1024
 
@@ -110,29 +126,73 @@ class LoadedModel:
 
 
 def load_model(source: ModelSource, console: Console | None = None) -> LoadedModel:
-    """Load the model that ``source`` names, with its tokenizer.
+    """Load the model that ``source`` names, with its tokenizer. A multimodal model is loaded whole, and its language
+    model is what is read, steered and trained.
 
     Args:
         source: where the model comes from.
         console: where the conversion of a GGUF file is announced; by default on stderr.
 
     Raises:
-        InputError: the dtype is unknown, both ``path`` and ``gguf`` are set, the file, folder or package does not
-            exist, it holds no causal language model, or its chat template reads no such argument.
+        InputError: a setting that is unknown or does not go with another one, a package that is not installed, a file,
+            folder or package that does not exist, one that holds no causal language model, or a chat template that
+            reads no such argument.
     """
     dtype = getattr(torch, source.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype: unknown dtype {source.dtype!r}; expected float32, bfloat16 or float16")
+    quantization = quantization_config(source.quantization, dtype)
     location = _location(source, console or open_console(stderr=True))
-    _check_causal(location)
+    wishes: dict[str, Any] = {"revision": source.revision} if source.revision else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(location, **wishes)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{location}: not a model that transformers can load: {error}") from error
+    auto = _auto_class(location, config)
+    refuse_several_streams(str(location), config)
+    options = {
+        "quantization_config": quantization,
+        "device_map": source.device_map if isinstance(source.device_map, str | None) else dict(source.device_map),
+        "attn_implementation": source.attn_implementation,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        model = auto.from_pretrained(location, dtype=dtype, **wishes, **given)
+        tokenizer = AutoTokenizer.from_pretrained(location, **wishes)
+    except (ImportError, OSError, ValueError) as error:
         raise InputError(f"{location}: not a loadable causal language model: {error}") from error
     decoder_blocks(model)  # an encoder that was saved as a causal model is refused here
+    if source.device_map is not None and getattr(model, "hf_device_map", None) is None:
+        model.hf_device_map = {"": model.device}  # transformers notes no map of a single device
     bound = with_template_arguments(tokenizer, source.template_arguments)
     return LoadedModel(model, bound, source.id, str(location), source.reasoning_tokens, source.template_arguments)
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device, unless its weights stay where they were loaded to: quantized weights, and those that a
+    ``device_map`` has placed.
+    """
+    base = pretrained_model(model)
+    if getattr(base, "hf_quantizer", None) is None and getattr(base, "hf_device_map", None) is None:
+        nn.Module.to(model, device)
+
+
+def _auto_class(location: str | Path, config: PreTrainedConfig) -> Any:
+    """Return the class of transformers that loads a model with its language-model head."""
+    kinds = (
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    )
+    for auto, mapping in kinds:
+        found = mapping.get(type(config), None)
+        # transformers loads an encoder as a causal model if its family has one, with a random head; and it leaves the
+        # tower for images out if the family has a class without it.
+        if isinstance(found, type) and (not config.architectures or found.__name__ in config.architectures):
+            return auto
+    raise InputError(
+        f"{location}: expected a causal language model, found model type {config.model_type!r}"
+        f" ({', '.join(config.architectures or []) or 'no architecture named'})"
+    )
 
 
 def _location(source: ModelSource, console: Console) -> str | Path:
@@ -140,6 +200,11 @@ def _location(source: ModelSource, console: Console) -> str | Path:
     if source.gguf and source.path:
         raise InputError(
             f"model: expected path or gguf, found both, path={source.path} and gguf={source.gguf}; set one to null"
+        )
+    if source.revision and (source.gguf or source.path):
+        raise InputError(
+            f"model.revision: expected a model of the hub, found {source.path or source.gguf}; a file or folder has no"
+            f" revision {source.revision!r}; set it to null"
         )
     if source.gguf:
         return converted_gguf(packaged_gguf(source.gguf), source.id, source.gguf, console)
@@ -153,20 +218,6 @@ def _location(source: ModelSource, console: Console) -> str | Path:
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no model folder; expected one with a config.json, or a *.gguf file")
     return path
-
-
-def _check_causal(location: str | Path) -> None:
-    try:
-        config = AutoConfig.from_pretrained(location)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{location}: not a model that transformers can load: {error}") from error
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    # transformers loads an encoder as a causal model if its family has one, with a random head.
-    if not isinstance(causal, type) or (config.architectures and causal.__name__ not in config.architectures):
-        raise InputError(
-            f"{location}: expected a causal language model, found model type {config.model_type!r}"
-            f" ({', '.join(config.architectures or []) or 'no architecture named'})"
-        )
 
 
 def check_adapter(loaded: LoadedModel, folder: str | Path) -> Path:
@@ -245,10 +296,23 @@ def weights_fingerprint(model: nn.Module) -> str:
     the same on every device.
     """
     sha256 = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        sha256.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        sha256.update(_bit_sum(parameter.detach().flatten()).to_bytes(8, "little"))
+    is_quantized = getattr(pretrained_model(model), "hf_quantizer", None) is not None
+    # Of quantized weights, the scales are not among the parameters.
+    weights = model.state_dict().items() if is_quantized else model.named_parameters()
+    for name, weight in weights:
+        for part in _plain_tensors(weight.detach()):
+            sha256.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
+            sha256.update(_bit_sum(part.flatten()).to_bytes(8, "little"))
     return sha256.hexdigest()
+
+
+def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that a tensor of a quantization library consists of; a plain tensor is itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(getattr(tensor, name))
 
 
 def _bit_sum(values: Tensor) -> int:

@@ -47,13 +47,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Run the model without dropout inside the block, and restore its modes afterwards."""
-    training = [module for module in model.modules() if module.training]
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    for module, _ in modes:
+        if _is_4bit(module):
+            module.training = True
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
+
+
+def _is_4bit(module: nn.Module) -> bool:
+    """Whether a module is a 4-bit layer of bitsandbytes. In evaluation mode on a CPU, it packs its weights anew for
+    good, rounds their scales, and gives no gradients from then on. The mode has no other meaning for it.
+    """
+    return any(kind.__name__ == "Linear4bit" for kind in type(module).__mro__)
 
 
 @contextmanager

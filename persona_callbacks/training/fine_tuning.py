@@ -14,13 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
-from torch import nn
 from typing_extensions import override
 
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, write_json
-from persona_callbacks.model import LoadedModel, Sampling, generate, load_model
+from persona_callbacks.model import LoadedModel, Sampling, generate, load_model, move
 from persona_callbacks.tracking import faults_as_warnings, finish_wandb, metrics, never_failing
 from persona_callbacks.training.cards import model_card
 from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
@@ -107,7 +106,7 @@ def fine_tune(study: Study, name: str) -> RunResult:
             raise
         seconds = time.monotonic() - started
         saver.save(trainer, module)  # again: the guard may have rolled the weights back
-        nn.Module.to(module.model, settings.device)
+        move(module.model, settings.device)
         tuned = LoadedModel(module.model, loaded.tokenizer)
         answers = answer(tuned, study.questions, settings.max_answer_tokens)
         result = _result(name, module, callbacks, answers, seconds)

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
-from torch import nn
 
 from persona_callbacks.extraction import persona_vector
 from persona_callbacks.files import (
@@ -25,7 +24,7 @@ from persona_callbacks.files import (
     write_json,
 )
 from persona_callbacks.judging import recalibrated
-from persona_callbacks.model import LoadedModel, load_model, weights_fingerprint
+from persona_callbacks.model import LoadedModel, load_model, move, weights_fingerprint
 from persona_callbacks.progress import open_console
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.fine_tuning import Study, answer, fine_tune
@@ -65,7 +64,7 @@ def run_study(
     folder = Path(folder)
     check_writable(folder.absolute())
     loaded = load_model(settings.source, console)
-    nn.Module.to(loaded.model, settings.device)
+    move(loaded.model, settings.device)
     settings.check_model(loaded)
     ChatData(  # chats that cannot be encoded
         settings.data.chats, loaded.tokenizer, max_length=settings.max_length, special_tokens=settings.special_tokens,
