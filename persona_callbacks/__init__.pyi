@@ -5,8 +5,8 @@ from .callbacks import (
     PreventativeSteering,
     ProjectionRegularisation,
     TraitEvaluation,
-    TransformersCallback,
 )
+from .callbacks.transformers_trainer import TransformersCallback
 from .errors import InputError
 from .model import unsteered
 from .steering import Adaptive, Constant, Law, Reference, Schedule

@@ -1,6 +1,7 @@
 """Lightning callbacks: what people add to a `Trainer`; and what has transformers' `Trainer` run them.
 
-Imports `steering`, `judging`, `model` and what lies below them.
+Imports `steering`, `judging`, `model` and what lies below them. `transformers_trainer` is imported by the facade of the
+package alone, when it is asked for: transformers' trainer takes seconds to import, and prints.
 """
 
 from persona_callbacks.callbacks.ablation import Ablation
@@ -10,7 +11,6 @@ from persona_callbacks.callbacks.monitor import PersonaMonitor
 from persona_callbacks.callbacks.regularisation import ProjectionRegularisation
 from persona_callbacks.callbacks.steering import PreventativeSteering
 from persona_callbacks.callbacks.trait_evaluation import Evaluation, TraitEvaluation
-from persona_callbacks.callbacks.transformers_trainer import TransformersCallback
 from persona_callbacks.steering import Reading
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "ProjectionRegularisation",
     "Reading",
     "TraitEvaluation",
-    "TransformersCallback",
     "monitors_of_environment",
 ]

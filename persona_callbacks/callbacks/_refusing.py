@@ -106,7 +106,9 @@ class RefusingCallback(Callback):
                 f" {self.way_out_of_sharding}, or use strategy='ddp'"
             )
 
-    def find_model(self, pl_module: LightningModule, vectors: Sequence[PersonaVector] = ()) -> LanguageModel:
+    def find_model(
+        self, trainer: Trainer, pl_module: LightningModule, vectors: Sequence[PersonaVector] = ()
+    ) -> LanguageModel:
         """The language model in a Lightning module, one that can be read and written.
 
         Raises:
@@ -114,7 +116,7 @@ class RefusingCallback(Callback):
             MisconfigurationException: its weights are split over processes, or its adapter is in the way.
         """
         model = find_language_model(pl_module)
-        self.check_sharding(model, pl_module.trainer)
+        self.check_sharding(model, trainer)
         obstacle = adapter_obstacle(model)
         if obstacle is not None:
             raise MisconfigurationException(f"{type(self).__name__}: {obstacle}")

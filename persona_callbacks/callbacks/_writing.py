@@ -38,7 +38,7 @@ class TrainingWriter(RefusingCallback, ABC):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, and attach to the model, inactive."""
-        model = self.find_model(pl_module, self.vectors)
+        model = self.find_model(trainer, pl_module, self.vectors)
         self._writer = self.attached(model)
 
     @override

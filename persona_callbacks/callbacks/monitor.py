@@ -231,7 +231,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, find the tokenizer, encode probes and pairs, attach the batch reader."""
-        self._model = self.find_model(pl_module, self.vectors)
+        self._model = self.find_model(trainer, pl_module, self.vectors)
         self._requests = {}
         self._training.forget()
         self._tokenizer = self.tokenizer or find_tokenizer(

@@ -101,7 +101,7 @@ class ProjectionRegularisation(SameInputs, RefusingCallback):
         Raises:
             MisconfigurationException: there is no trained adapter, so that there is no base model to compare with.
         """
-        self._model = self.find_model(pl_module, self.vectors)
+        self._model = self.find_model(trainer, pl_module, self.vectors)
         if not removable_adapters(self._model):
             raise MisconfigurationException(
                 "ProjectionRegularisation: the penalty compares with the base model, and this model has no adapter that"

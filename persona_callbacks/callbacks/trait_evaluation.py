@@ -193,7 +193,7 @@ class TraitEvaluation(RefusingCallback):
             MisconfigurationException: the contrastive judge is needed, and there is no adapter to get back to the base
                 model by.
         """
-        model = self.find_model(pl_module)
+        model = self.find_model(trainer, pl_module)
         model_id = dimensions(model).model_id
         tokenizer = self.tokenizer or find_tokenizer("TraitEvaluation", trainer, pl_module, model_id)
         self._loaded = LoadedModel(model, tokenizer, model_id)
