@@ -173,6 +173,7 @@ class TransformersCallback(TrainerCallback):
             run, self._batch = self._running(), inputs
             for callback in self.callbacks:
                 callback.on_train_batch_start(run.as_trainer, run.module, inputs, 0)
+            metrics.flush(run.as_trainer)
             return training_step(model, inputs, *args, **kwargs)
 
         return step
