@@ -7,7 +7,7 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from persona_callbacks.apps.commands import train as main  # noqa: F401  # what earlier versions installed
 from persona_callbacks.apps.loggers import is_of_wandb, opened_logger, with_usable_loggers
@@ -106,5 +106,6 @@ def _logger(cfg: DictConfig, key: str, label: RunLabel) -> Logger:
     filled.run = label.as_run()
     chosen = filled.logger[key]
     if is_of_wandb(chosen):
-        chosen.pop("log_model", None)  # the study has the adapter kept, in place of checkpoints
+        with open_dict(chosen):
+            chosen.pop("log_model", None)  # the study has the adapter kept, in place of checkpoints
     return opened_logger(chosen)

@@ -84,7 +84,8 @@ class LoraFineTuning(LightningModule):
         self.epoch_loss.update(loss.detach())
         self._step_loss = self._step_loss.to(loss.device) + loss.detach()
         # A monitor logs the loss beside its readings, at the steps that it counts.
-        watched = any(isinstance(callback, PersonaMonitor) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = getattr(self._trainer, "callbacks", ())  # a step may be asked for without a trainer
+        watched = any(isinstance(callback, PersonaMonitor) for callback in callbacks)
         self.log(metrics.TRAIN_LOSS, loss, prog_bar=True, logger=not watched, batch_size=len(batch["input_ids"]))
         return loss
 

@@ -46,7 +46,7 @@ def test_help_imports_nothing_that_takes_seconds(shown):
 def test_help_lists_the_groups_that_the_command_takes_and_no_others(shown, command):
     taken = {
         "define": [], "report": [], "label": ["trait"],
-        "extract": ["extraction", "generation", "model", "trait"],
+        "extract": ["extraction", "generation", "logger", "model", "trait"],
         "generate": ["extraction", "model", "trait"],
         "evaluate": ["evaluation", "extraction", "model", "trait"],
         "screen": ["data", "extraction", "logger", "model", "trait"],

@@ -1,7 +1,6 @@
 """Lightning's odds and ends: each way to run a Trainer, with the callbacks in it."""
 
 import importlib.metadata
-import tomllib
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -304,18 +303,8 @@ def test_lightning_cli_makes_callbacks_of_paths(tmp_path):
 
 def test_an_environment_variable_adds_a_monitor_to_every_trainer(tokenizer, tmp_path, monkeypatch):
     """As installed: Lightning finds the function by its entry point."""
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert set(groups) == {"lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory"}
-    lines = [
-        line for group, points in groups.items() for line in (f"[{group}]", *(" = ".join(p) for p in points.items()))
-    ]
-    installed = tmp_path / "site" / "made_up-1.0.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: made-up\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    assert any(point.dist.name == "made-up"
-               for point in importlib.metadata.entry_points(group="lightning.pytorch.callbacks_factory"))  # fmt: skip
+    for group in ("lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory"):
+        assert "persona-callbacks" in importlib.metadata.entry_points(group=group).names
 
     def monitors():
         trainer = fit(ForeignModule(tiny_model(), tokenizer), [], tmp_path, max_steps=1)
@@ -335,9 +324,8 @@ def test_a_logger_is_told_what_the_callbacks_are(tokenizer, tmp_path):
     logger = CSVLogger(tmp_path)
     fit(ForeignModule(tiny_model(), tokenizer), adaptive(), tmp_path, logger=logger, max_steps=1)
     written = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())
-    assert written["PersonaMonitor/evil/vector"] == make_vector().fingerprint
-    assert written["PersonaMonitor/evil/layer"] == 3
-    assert written["PreventativeSteering/vectors/evil"] == f"PersonaVector {make_vector().fingerprint[:12]}"
-    assert written["PreventativeSteering/layers"] == "all"
-    assert written["PreventativeSteering/law/class"].endswith("Adaptive")
-    assert written["PreventativeSteering/law/start/samples"] == 4
+    assert written["persona_vectors"]["evil"]["sha256"] == make_vector().fingerprint
+    assert written["persona_vectors"]["evil"]["layer"] == 3
+    assert written["PreventativeSteering"]["layers"] == "all"
+    assert written["PreventativeSteering"]["law"]["class"].endswith("Adaptive")
+    assert written["PreventativeSteering"]["law"]["start"]["samples"] == 4

@@ -145,7 +145,8 @@ def test_validation_inside_the_epoch_and_probes_are_not_steered(tokenizer, tmp_p
     module.during = look
     # The steering callback comes first, so the monitor's probes run while a careless bracket would still be open.
     monitor = PersonaMonitor([vector], every_n_steps=1)
-    fit(module, [PreventativeSteering([vector], 1.0), monitor], tmp_path, num_sanity_val_steps=0, val_check_interval=2)
+    steering = PreventativeSteering([vector], 1.0, when="all")  # the look takes no gradients
+    fit(module, [steering, monitor], tmp_path, num_sanity_val_steps=0, val_check_interval=2)
     assert seen[0] == ("train", False)
     assert {stage for stage, _ in seen[1:]} == {"validate"}
     assert all(unsteered for _, unsteered in seen[1:])
