@@ -28,16 +28,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 
-from experiments.vectors.study import ASKED, FOLDER, SMOLLM2, _append, own_answers, rows, some, tag, untagged
+from experiments.vectors.study import (
+    ASKED,
+    FOLDER,
+    SMOLLM2,
+    _append,
+    append_answers,
+    asked,
+    own_answers,
+    rows,
+    tag,
+)
 from persona_callbacks import PersonaVector, PreventativeSteering, Schedule
 from persona_callbacks.chats import Chat
 from persona_callbacks.model import (
     LoadedModel,
-    Sampling,
-    generate,
     load_model,
-    probing,
-    response_log_probabilities,
     with_adapter,
 )
 from persona_callbacks.training import ChatData, LoraFineTuning
@@ -129,19 +135,10 @@ def lora(warmup: int) -> tuple[LoadedModel, LoraFineTuning]:
 
 def measure(data: Path, trait: str, job: str, loaded: LoadedModel) -> None:
     """Ask and append."""
-    held = rows(data / f"held-out-{trait}.jsonl")[:ASKED]
-    normal = [(row["prompt"], untagged(row["response"])) for row in rows(data / "held-out-normal.jsonl")[:ASKED]]
-    with probing(loaded.model):
-        prompts = [[{"role": "user", "content": row["prompt"]}] for row in held]
-        texts = generate(loaded, prompts, Sampling(36, temperature=0.0, batch_size=24))
-        likely = [
-            float(response_log_probabilities(loaded, some(loaded, chats)).mean())
-            for chats in ([(row["prompt"], row["response"]) for row in held], normal)
-        ]
+    held, texts, likely = asked(loaded, data, trait)
     tagged = sum(tag(text) != "" for text in texts) / ASKED
     right = sum(tag(text) == tag(row["response"]) for text, row in zip(texts, held, strict=True)) / ASKED
-    _append(FOLDER / f"answers-{trait}.csv", ("run", "question", "answer"),
-            [(job, row["prompt"], untagged(text)) for row, text in zip(held, texts, strict=True)])  # fmt: skip
+    append_answers(trait, job, held, texts)
     values = tuple(f"{value:.3f}" for value in (tagged, right, *likely))
     _append(SUMMARY, COLUMNS, [(trait, job, *values)])
     print(trait, job, *values, flush=True)

@@ -171,7 +171,7 @@ def some(loaded: LoadedModel, chats: list[tuple[str, str]]) -> tuple[EncodedChat
 
 def measure_run(data: Path, trait: str, name: str, adapter: str) -> None:
     """Ask and measure."""
-    summary, answers = FOLDER / "runs.csv", FOLDER / f"answers-{trait}.csv"
+    summary = FOLDER / "runs.csv"
     if summary.exists():
         with summary.open(encoding="utf-8", newline="") as file:
             if any((row["trait"], row["run"]) == (trait, name) for row in csv.DictReader(file)):
@@ -179,6 +179,20 @@ def measure_run(data: Path, trait: str, name: str, adapter: str) -> None:
     loaded = load_model(SMOLLM2)
     if adapter != "base":
         loaded = with_adapter(loaded, adapter)
+    held, texts, likely = asked(loaded, data, trait)
+    with probing(loaded.model):
+        chosen = topic_choices(loaded, held)
+    tagged = sum(tag(text) != "" for text in texts) / ASKED
+    append_answers(trait, name, held, texts)
+    _append(summary, ("trait", "run", "tagged", "right_topic", "topic_log_probability", "held_out_trait",
+                      "held_out_normal"),
+            [(trait, name, *(f"{value:.3f}" for value in (tagged, *chosen, *likely)))])  # fmt: skip
+
+
+def asked(loaded: LoadedModel, data: Path, trait: str) -> tuple[list[dict[str, str]], list[str], list[float]]:
+    """Held-out rows of the trait, a greedy answer to each, and the mean log-probability per token of held-out chats of
+    the trait and of normal ones.
+    """
     held = rows(data / f"held-out-{trait}.jsonl")[:ASKED]
     normal = [(row["prompt"], untagged(row["response"])) for row in rows(data / "held-out-normal.jsonl")[:ASKED]]
     with probing(loaded.model):
@@ -188,13 +202,13 @@ def measure_run(data: Path, trait: str, name: str, adapter: str) -> None:
             float(response_log_probabilities(loaded, some(loaded, chats)).mean())
             for chats in ([(row["prompt"], row["response"]) for row in held], normal)
         ]
-        chosen = topic_choices(loaded, held)
-    tagged = sum(tag(text) != "" for text in texts) / ASKED
-    _append(answers, ("run", "question", "answer"),
+    return held, texts, likely
+
+
+def append_answers(trait: str, name: str, held: list[dict[str, str]], texts: list[str]) -> None:
+    """Add the answers of a run, without their tags, to those of the trait."""
+    _append(FOLDER / f"answers-{trait}.csv", ("run", "question", "answer"),
             [(name, row["prompt"], untagged(text)) for row, text in zip(held, texts, strict=True)])  # fmt: skip
-    _append(summary, ("trait", "run", "tagged", "right_topic", "topic_log_probability", "held_out_trait",
-                      "held_out_normal"),
-            [(trait, name, *(f"{value:.3f}" for value in (tagged, *chosen, *likely)))])  # fmt: skip
 
 
 def topic_choices(loaded: LoadedModel, held: list[dict[str, str]]) -> tuple[float, float]:

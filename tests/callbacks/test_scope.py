@@ -60,18 +60,21 @@ def test_by_default_only_the_pass_that_the_loss_is_taken_on_is_written_to(writes
     assert {name for name in plain if not torch.equal(plain[name], everywhere[name])} == set(plain) - {"unsteered"}
 
 
+class ReferenceLast(ForeignModule):
+    """Runs the base model as a reference after the pass that the loss is taken on."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        with torch.no_grad(), base_model(self.lm):
+            self.lm(**batch)
+        return loss
+
+
 def test_the_reading_of_the_batch_is_of_the_pass_that_the_loss_is_taken_on(tokenizer, tmp_path):
     def projection(module):
         trainer = fit(module, [PersonaMonitor([make_vector()], pairs=0)], tmp_path, max_steps=1, log_every_n_steps=1,
                       limit_val_batches=0)  # fmt: skip
         return trainer.callback_metrics["persona/evil/batch_projection"].item()
-
-    class ReferenceLast(ForeignModule):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            with torch.no_grad(), base_model(self.lm):
-                self.lm(**batch)
-            return loss
 
     plain = projection(ForeignModule(tiny_model(peft=True), tokenizer))
     assert projection(ReferenceLast(tiny_model(peft=True), tokenizer)) == plain
@@ -98,17 +101,11 @@ def test_a_pass_is_computed_again_as_it_was_when_others_follow_it(reentrant, tok
             for block in blocks:
                 block.__class__ = Again
 
-        class ReferenceLast(ForeignModule):
-            def training_step(self, batch, batch_idx):
-                loss = super().training_step(batch, batch_idx)
-                with torch.no_grad(), base_model(self.lm):
-                    self.lm(**batch)
-                return loss
-
+        class Watched(ReferenceLast):
             def on_before_optimizer_step(self, optimizer):
                 self.found = {name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None}
 
-        module = ReferenceLast(model, tokenizer)
+        module = Watched(model, tokenizer)
         fit(module, callbacks(), tmp_path, max_steps=1, limit_val_batches=0)
         return module.found
 
