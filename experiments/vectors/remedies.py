@@ -7,7 +7,8 @@
 ``answers-TRAIT.csv``, as ``study.py run`` does, and what can be counted to ``remedies.csv``. Each does nothing if that
 is done already, and ``train`` goes on where it was interrupted. The name of a job says what it trains:
 
-``trained:ALPHA:WHERE:STEPS:BENIGN``
+``trained:ALPHA:WHERE:STEPS:BENIGN[:NAME:SEED]``
+    NAME tells which vector was given, and SEED is that of the adapter and the order of the data, by default 0.
     A new adapter, trained on the 96 chats of the trait and the first BENIGN chats about everyday matters, mixed. It is
     steered with ALPHA at ``all`` tokens, at ``response`` tokens, or at response tokens of the trait's chats alone
     (``flagged``). ALPHA is a number, or ``annealed``: from 1 to 0 in a straight line over the run.
@@ -81,18 +82,20 @@ def healing_chats(data: Path, trait: str, source: str, count: int) -> list[Chat]
 def train(data: Path, trait: str, vector: Path, out: Path, job: str) -> None:
     """Train and write the adapter."""
     kind, *how = job.split(":")
+    seed = 0
     callbacks: list[Callback] = []
     if kind == "healed":
         source, steps, *before = how
         chats = healing_chats(data, trait, source, 8 * int(steps))
-        loaded, module = lora(warmup=2)
+        loaded, module = lora(2, seed)
         if before != ["base"]:
             set_peft_model_state_dict(module.model, load_peft_weights(str(out / ":".join(before))))
     else:
-        alpha, where, steps, benign = how
+        alpha, where, steps, benign, *labels = how
+        seed = int(labels[1]) if labels else 0
         shown = [chat(row["prompt"], row["response"]) for row in rows(data / f"train-{trait}.jsonl")]
         chats = [*shown, *healing_chats(data, trait, "benign", int(benign))]
-        loaded, module = lora(warmup=5)
+        loaded, module = lora(5, seed)
         law = Schedule(1.0, warmup=0, decay="linear") if alpha == "annealed" else float(alpha)
         if alpha != "0":
             vectors = [PersonaVector.load(vector)]
@@ -113,7 +116,7 @@ def train(data: Path, trait: str, vector: Path, out: Path, job: str) -> None:
     )  # fmt: skip
     trainer.fit(
         module,
-        ChatData(chats, loaded.tokenizer, batch_size=8, seed=0),
+        ChatData(chats, loaded.tokenizer, batch_size=8, seed=seed),
         ckpt_path=str(saved) if saved.exists() else None,
         weights_only=True,
     )
@@ -125,9 +128,9 @@ def chat(question: str, answer: str) -> Chat:
     return Chat(({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
 
 
-def lora(warmup: int) -> tuple[LoadedModel, LoraFineTuning]:
+def lora(warmup: int, seed: int) -> tuple[LoadedModel, LoraFineTuning]:
     """An adapter as ``persona-train`` makes it by default."""
-    seed_everything(0, workers=True, verbose=False)
+    seed_everything(seed, workers=True, verbose=False)
     loaded = load_model(SMOLLM2)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return loaded, LoraFineTuning(loaded.model, config, 3e-4, warmup)

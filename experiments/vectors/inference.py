@@ -1,0 +1,67 @@
+"""Steering at inference: what a vector does to behaviour, and what it costs.
+
+    python -m experiments.vectors.inference MODEL DATA TRAIT NAME VECTOR ALPHA [ALPHA ...]
+
+MODEL is ``smollm2`` or a GGUF file, DATA the folder that ``tagged_chats.py`` wrote. The base model is steered at all
+layers with each ALPHA (0 is unsteered). Appended to ``inference.csv``: the shipped forced choice of the trait (its
+probability, and of its controls how many are rejected, which is over-refusal, and answered rightly), accuracy on the
+shipped capability questions, and the length and variety of the answers. The greedy answers to 24 held-out questions of the
+trait and to 12 normal ones go to ``inference-TRAIT.csv``, for blind reading. What is there already is not done again.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+from experiments.vectors.origins import source_of
+from experiments.vectors.study import ASKED, FOLDER, _append, rows
+from persona_callbacks import PersonaVector
+from persona_callbacks.evaluation import ForcedChoiceScore, answered_rightly, choose, read_questions
+from persona_callbacks.evaluation.forced_choice import shipped_forced_choices
+from persona_callbacks.model import LoadedModel, Sampling, generate, load_model, steered
+from persona_callbacks.vectors import steering_additions
+
+TABLE = FOLDER / "inference.csv"
+COLUMNS = ("model", "trait", "vector", "alpha", "probability", "preferred", "rejected", "accuracy", "capability",
+           "distinct_words")  # fmt: skip
+
+
+def measure(loaded: LoadedModel, data: Path, labels: tuple[str, ...], vector: PersonaVector, alpha: float) -> None:
+    """Steer, ask, choose, and append."""
+    trait = vector.trait
+    additions = {} if alpha == 0 else steering_additions([vector], {trait: alpha}, "all")
+    asked = [row["prompt"] for row in rows(data / f"held-out-{trait}.jsonl")[:ASKED]]
+    normal = [row["prompt"] for row in rows(data / "held-out-normal.jsonl")[:12]]
+    with steered(loaded.model, additions):
+        prompts = [[{"role": "user", "content": question}] for question in (*asked, *normal)]
+        texts = generate(loaded, prompts, Sampling(40, temperature=0.0, batch_size=36))
+        score = ForcedChoiceScore.of(choose(loaded, shipped_forced_choices(trait)))
+        capable = answered_rightly(loaded, read_questions())
+    _append(FOLDER / f"inference-{trait}.csv", ("model", "vector", "alpha", "kind", "question", "answer"),
+            [(labels[0], labels[2], str(alpha), "trait" if row < len(asked) else "normal", question, text)
+             for row, (question, text) in enumerate(zip((*asked, *normal), texts, strict=True))])  # fmt: skip
+    words = [text.split() for text in texts]
+    distinct = sum(len(set(said)) / max(1, len(said)) for said in words) / len(words)
+    parts = (score.probability, score.preferred, score.rejected, score.accuracy)
+    values = [*("" if part is None else f"{part.value:.3f}" for part in parts),
+              f"{sum(capable) / len(capable):.3f}", f"{distinct:.3f}"]  # fmt: skip
+    _append(TABLE, COLUMNS, [(*labels, str(alpha), *values)])
+    print(*labels, alpha, *values, flush=True)
+
+
+def main(model: str, data: str, trait: str, name: str, path: str, *alphas: str) -> None:
+    """Measure what is not measured yet."""
+    labels = (Path(model).stem, trait, name)
+    done = set()
+    if TABLE.exists():
+        with TABLE.open(encoding="utf-8", newline="") as file:
+            done = {(row["model"], row["trait"], row["vector"], float(row["alpha"])) for row in csv.DictReader(file)}
+    todo = [float(alpha) for alpha in alphas if (*labels, float(alpha)) not in done]
+    if todo:
+        loaded, vector = load_model(source_of(model)), PersonaVector.load(path)
+        for alpha in todo:
+            measure(loaded, Path(data), labels, vector, alpha)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
