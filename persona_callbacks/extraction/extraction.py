@@ -16,6 +16,7 @@ from torch import Tensor
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat, read_pairs
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction.contrast import Contrast, Separation
+from persona_callbacks.extraction.demonstrations import demonstration_pairs
 from persona_callbacks.extraction.layer_choice import (
     Steered,
     best_layer,
@@ -145,8 +146,10 @@ def extract(
     generator = generator or TransformersGenerator(loaded)
     pairs = None if settings.pairs is None else read_pairs(settings.pairs)
     _check_pairs_of_instructions(trait, settings)
+    shown = demonstration_pairs(trait, settings.demonstrations)
     if pairs is None:
         made_by = [generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
+        made_by += [settings.demonstrations, [asdict(pair) for pair in shown]] if shown else []
     else:
         # What a file says counts, and not its name. Nothing is judged.
         made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
@@ -179,6 +182,8 @@ def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
     """The settings, and what the adapters among them hold, whatever their folders are called."""
     told = asdict(settings)
     del told["shipped"]
+    if not settings.demonstrations:  # as before there were any
+        del told["demonstrations"]
     folders = [told.pop("adapter"), told.pop("opposite_adapter")]
     return [told, *(adapter_fingerprint(loaded, folder) for folder in folders if folder is not None)]
 
@@ -214,8 +219,11 @@ def _extract(job: ExtractionJob, judged: Judged, judge: Judge | None, revision: 
 
 
 def _with_pairs(extraction: Extraction, trait: Trait) -> Extraction:
-    """With the minimal pairs that the trait has now, since they measure a vector and do not change its directions."""
-    pairs = spread(trait.probe_pairs, _MOST_PAIRS)
+    """With the minimal pairs that the trait has now, since they measure a vector and do not change its directions;
+    without those that demonstrated the trait.
+    """
+    shown = demonstration_pairs(trait, extraction.settings.demonstrations)
+    pairs = spread([pair for pair in trait.probe_pairs if pair not in shown], _MOST_PAIRS)
 
     def paired(vectors: Mapping[_Key, PersonaVector]) -> dict[_Key, PersonaVector]:
         return {key: replace(vector, pairs=pairs) for key, vector in vectors.items()}

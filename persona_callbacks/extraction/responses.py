@@ -14,6 +14,7 @@ from torch import Tensor
 
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
+from persona_callbacks.extraction.demonstrations import demonstration_pairs, draw_demonstrations
 from persona_callbacks.extraction.settings import ExtractionJob
 from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibrate, likelihoods
@@ -42,6 +43,7 @@ class Response:
         question_number: number of the extraction question.
         question: the extraction question.
         text: the response; empty until generated.
+        demonstrations: questions and answers that came before the question.
     """
 
     shows_trait: bool
@@ -50,12 +52,14 @@ class Response:
     question_number: int
     question: str
     text: str = ""
+    demonstrations: tuple[tuple[str, str], ...] = ()
 
     def prompt(self) -> list[Message]:
         """The messages that the response answers."""
-        if not self.instruction:
-            return [{"role": "user", "content": self.question}]
-        return [{"role": "system", "content": self.instruction}, {"role": "user", "content": self.question}]
+        messages: list[Message] = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        for question, answer in self.demonstrations:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return [*messages, {"role": "user", "content": self.question}]
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,17 @@ def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> 
     """
     trait, settings = job.trait, job.settings
     questions = trait.extraction_questions[: settings.questions]
+    pool = demonstration_pairs(trait, settings.demonstrations)
+    before = draw_demonstrations(pool, settings.demonstrations, questions * len(trait.instructions))
     planned = [
-        Response(shows_trait, number, instruction, question_number, question)
+        Response(
+            shows_trait,
+            number,
+            instruction,
+            question_number,
+            question,
+            demonstrations=_turns(before[number * len(questions) + question_number], shows_trait),
+        )
         for number, pair in enumerate(trait.instructions)
         for shows_trait, instruction in ((True, pair.trait), (False, pair.opposite))
         for question_number, question in enumerate(questions)
@@ -121,6 +134,10 @@ def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> 
             texts.update(batch)
             progress.update(task, completed=len(texts))
     return [replace(response, text=texts[index]) for index, response in enumerate(planned)]
+
+
+def _turns(pairs: Sequence[MinimalPair], shows_trait: bool) -> tuple[tuple[str, str], ...]:
+    return tuple((pair.question, pair.trait if shows_trait else pair.opposite) for pair in pairs)
 
 
 def paired_responses(pairs: Sequence[MinimalPair]) -> list[Response]:

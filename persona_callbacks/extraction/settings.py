@@ -38,6 +38,9 @@ class ExtractionSettings:
         opposite_adapter: folder of one that shows the opposite; by default ``adapter`` is held against the base model.
         rollouts: responses per instruction and question.
         questions: number of the trait's extraction questions to use; all by default.
+        demonstrations: how many question-and-answer turns come before each question, from the trait's minimal pairs for
+            probing: with answers that show the trait under its instructions, and with the opposite ones under theirs.
+            For models that do not do what a system prompt asks.
         sampling: how responses are generated.
         position: where the activations of the main vector are read; the others are extracted in the same pass.
         layer_choice: by which evidence the layer is chosen; see :mod:`persona_callbacks.extraction.layer_choice`.
@@ -50,8 +53,8 @@ class ExtractionSettings:
         shipped: take a vector that comes with the package, if it was made from the same model, trait and settings.
 
     Raises:
-        InputError: an unknown position, layer choice or method, a number that is too small, a sweep without a judge, or
-            adapters that are missing or not used.
+        InputError: an unknown position, layer choice or method, a number that is too small, a sweep without a judge,
+            demonstrations beside given pairs, or adapters that are missing or not used.
     """
 
     method: MethodChoice = "mean_difference"
@@ -61,6 +64,7 @@ class ExtractionSettings:
     opposite_adapter: str | None = None
     rollouts: int = 1
     questions: int | None = None
+    demonstrations: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     position: Position = "response_mean"
     layer_choice: LayerChoice = "effect"
@@ -83,6 +87,7 @@ class ExtractionSettings:
         for name, least in (
             ("rollouts", 1),
             ("questions", 2),  # halves of them are compared
+            ("demonstrations", 0),
             ("judge_pairs", 0),
             ("sweep_layers", 1),
             ("sweep_questions", 2),
@@ -97,6 +102,11 @@ class ExtractionSettings:
             )
         if self.method == "from_adapters" and self.adapter is None:
             raise InputError("extraction.adapter: expected the folder of an adapter for from_adapters, found none")
+        if self.demonstrations and self.pairs is not None:
+            raise InputError(
+                f"extraction.demonstrations: expected 0 beside extraction.pairs, which are not generated; found"
+                f" {self.demonstrations}"
+            )
         used = self.method in ("from_adapters", "best")
         for name, needed in (("adapter", used), ("opposite_adapter", used and self.adapter is not None)):
             if getattr(self, name) is not None and not needed:
