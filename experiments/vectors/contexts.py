@@ -2,11 +2,11 @@
 
     python experiments/vectors/contexts.py TRAIT DEMONSTRATIONS [SEED]
 
-Takes the responses of ``persona-extract trait=[TRAIT] extraction.demonstrations=DEMONSTRATIONS`` (from the cache, or made)
-and appends to ``contexts.csv`` what the mean difference over them is worth if they are read *in context* (instruction,
-demonstrations, question), *under instruction* (without the demonstrations) and *bare* (after the question alone): held-out
-AUC and cosine of halves at the layer of the extraction, and at equal strengths, as shares of the stream's norm, what
-steering makes likelier, on the 12 minimal pairs that demonstrate nothing.
+Takes the responses of ``persona-extract trait=[TRAIT] extraction.demonstrations=DEMONSTRATIONS`` (from the cache, or
+made) and appends to ``contexts.csv`` what the mean difference over them is worth if they are read *in context*
+(instruction, demonstrations, question), *under instruction* (without the demonstrations) and *bare* (after the question
+alone): held-out AUC and cosine of halves at the layer of the extraction, and at equal strengths, as shares of the
+stream's norm, what steering makes likelier, on the 12 minimal pairs that demonstrate nothing.
 """
 
 import csv

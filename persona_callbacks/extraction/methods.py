@@ -46,9 +46,8 @@ def candidates(
     """
     made: dict[Method, PersonaVector] = {}
     # They differ in the trait alone, and are written as the texts of the other traits are.
-    minimal = tuple(
-        encode_pair(pair, job.loaded.tokenizer) for pair in measured_pairs(job.trait, job.settings.demonstrations)
-    )
+    measured = measured_pairs(job.trait, job.settings.demonstrations)
+    minimal = tuple(encode_pair(pair, job.loaded.tokenizer) for pair in measured)
     if job.settings.method in ("mean_difference", "best"):
         of_vector = (
             [HeldOut(mean_difference, minimal)] if minimal else _halves(job, responses, contrast, mean_difference)

@@ -125,5 +125,5 @@ def test_too_few_pairs_are_an_error_before_any_work(loaded):
 def test_settings_that_cannot_be():
     with pytest.raises(InputError, match=r"extraction\.demonstrations: expected at least 0"):
         replace(SETTINGS, demonstrations=-1)
-    with pytest.raises(InputError, match=r"extraction\.demonstrations: expected 0 beside extraction\.pairs"):
+    with pytest.raises(InputError, match=r"extraction\.demonstrations: expected none beside extraction\.pairs"):
         replace(SETTINGS, pairs="pairs.jsonl")
