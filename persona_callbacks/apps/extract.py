@@ -74,6 +74,7 @@ def _extract_all(
     settings, traits, console = opening.extraction, opening.traits, opening.console
     vectors: list[PersonaVector] = []
     compared: list[PersonaVector] = []
+    extractions: list[Extraction] = []
     for trait in traits:
         extraction = extract(loaded, trait, settings, console, generator)
         vector = extraction.vector
@@ -84,11 +85,14 @@ def _extract_all(
             with atomic_write(folder / f"{trait.name}.curve.jsonl") as scratch:
                 append_lines(scratch, [asdict(point) for point in curve])
             _save(curve_figure(trait.name, curve, unsteered), folder / f"{trait.name}.curve.png")
+        extractions.append(extraction)
         vectors.append(vector)
         compared += extraction.candidates.values() or [vector]
     if len(vectors) > 1:
         _write_cosines(folder, vectors)
     console.print(_summary(vectors, loaded.id))
+    if any(extraction.instructions for extraction in extractions):
+        console.print(_instructions(traits, extractions))
     console.print(_causes(compared))
     warn_if_weak(vectors)
     console.print(f"Vectors, responses and figures: {folder}", soft_wrap=True)
@@ -180,6 +184,27 @@ def _summary(vectors: Sequence[PersonaVector], model_id: str) -> Table:
             ),
             "yes" if vector.weaknesses() else "",
         )
+    return table
+
+
+def _instructions(traits: Sequence[Trait], extractions: Sequence[Extraction]) -> Table:
+    """What the two instructions of each pair make the model say, as the judge sees it."""
+    table = Table(
+        title="What each instruction pair elicits",
+        caption="Mean trait expression, 0 to 100, of responses under the instruction and under its opposite",
+    )
+    for column in ("trait", "pair", "instruction", "expression", "under opposite", "gap", "kept", "used"):
+        table.add_column(column, justify="left" if column in ("trait", "instruction") else "right")
+    for trait, extraction in zip(traits, extractions, strict=True):
+        for one in extraction.instructions:
+            table.add_row(
+                trait.name,
+                str(one.pair + 1),
+                f"{trait.instructions[one.pair].trait[:40]}…",
+                *(f"{value:.0f}" for value in (one.trait, one.opposite, one.gap)),
+                f"{one.kept}/{one.generated}",
+                "yes" if one.used else "",
+            )
     return table
 
 

@@ -14,6 +14,7 @@ from persona_callbacks.extraction.extraction import (
     persona_vector,
 )
 from persona_callbacks.extraction.figures import cosine_figure, curve_figure, layer_figure
+from persona_callbacks.extraction.instructions import Elicited
 from persona_callbacks.extraction.layer_choice import (
     Steered,
     best_layer,
@@ -30,6 +31,7 @@ from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSetti
 __all__ = [
     "SHIPPED",
     "Contrast",
+    "Elicited",
     "Extraction",
     "ExtractionJob",
     "ExtractionSettings",

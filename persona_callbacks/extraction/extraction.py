@@ -16,6 +16,8 @@ from torch import Tensor
 from persona_callbacks.chats import Chat, EncodedChat, encode_chat, read_pairs
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction.contrast import Contrast, Separation
+from persona_callbacks.extraction.demonstrations import demonstration_pairs
+from persona_callbacks.extraction.instructions import Elicited, check_instructions, elicited, sample_instructions
 from persona_callbacks.extraction.layer_choice import (
     Steered,
     best_layer,
@@ -84,6 +86,7 @@ class Extraction:
         settings: how the vectors were extracted.
         responses: file of all responses and their scores, JSONL.
         candidates: the vectors that ``settings.method=best`` compared, by method; otherwise empty.
+        instructions: what each instruction pair elicits, the widest gap first; empty where nothing was judged.
         sweep: the answers of a steering sweep, layer by layer; empty if there was no sweep.
 
     Example:
@@ -99,6 +102,7 @@ class Extraction:
     responses: Path
     candidates: Mapping[Method, PersonaVector] = field(default_factory=dict)
     sweep: tuple[Steered, ...] = ()
+    instructions: tuple[Elicited, ...] = ()
 
     @property
     def vector(self) -> PersonaVector:
@@ -144,9 +148,12 @@ def extract(
     """
     generator = generator or TransformersGenerator(loaded)
     pairs = None if settings.pairs is None else read_pairs(settings.pairs)
-    _check_pairs_of_instructions(trait, settings)
+    check_instructions(trait, settings)
+    shown = demonstration_pairs(trait, settings.demonstrations)
     if pairs is None:
         made_by = [generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
+        made_by += [settings.demonstrations, [asdict(pair) for pair in shown]] if shown else []
+        made_by += [f"best {settings.instructions}", judge.name if judge else None] if settings.instructions else []
     else:
         # What a file says counts, and not its name. Nothing is judged.
         made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
@@ -169,9 +176,10 @@ def extract(
     ):
         if not result.is_dir():  # the process that this one waited for may have made it
             file = folder / f"{trait.name}-{made}.responses.jsonl"
-            responses = generate_responses(job, generator, file) if pairs is None else paired_responses(pairs)
+            sample, used = sample_instructions(job, generator, judge, file) if settings.instructions else (None, None)
+            responses = generate_responses(job, generator, file, used) if pairs is None else paired_responses(pairs)
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
-            _extract(job, judge_responses(job, responses, judge, judged_file), judge, revision, result)
+            _extract(job, judge_responses(job, responses, judge, judged_file), sample, judge, revision, result)
     return _with_pairs(load_extraction(result, settings), trait)
 
 
@@ -179,19 +187,16 @@ def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
     """The settings, and what the adapters among them hold, whatever their folders are called."""
     told = asdict(settings)
     del told["shipped"]
+    for name in ("instructions", "demonstrations"):  # unused, they leave the keys as before there were any
+        if not told[name]:
+            del told[name]
     folders = [told.pop("adapter"), told.pop("opposite_adapter")]
     return [told, *(adapter_fingerprint(loaded, folder) for folder in folders if folder is not None)]
 
 
-def _check_pairs_of_instructions(trait: Trait, settings: ExtractionSettings) -> None:
-    if settings.pairs is None and settings.judge_pairs and len(trait.instructions) < 2:
-        raise InputError(
-            f"trait {trait.name!r}: the judge scores a response by other instruction pairs than its own; expected at"
-            " least 2 pairs, found 1 (or keep all responses, extraction.judge_pairs=0)"
-        )
-
-
-def _extract(job: ExtractionJob, judged: Judged, judge: Judge | None, revision: str, result: Path) -> None:
+def _extract(
+    job: ExtractionJob, judged: Judged, sample: Judged | None, judge: Judge | None, revision: str, result: Path
+) -> None:
     """Make the vectors of all positions, choose their layer, and write them with their evidence."""
     loaded, trait, settings = job.loaded, job.trait, job.settings
     remove_scratch(result.parent, result.name)
@@ -210,12 +215,17 @@ def _extract(job: ExtractionJob, judged: Judged, judge: Judge | None, revision: 
         for method, vector in compared.items() if settings.method == "best" else ():
             replace(vector, layer=layer).save(scratch / f"{method}.safetensors")
         append_lines(scratch / "responses.jsonl", list(judged.rows()))
+        if sample is not None:
+            append_lines(scratch / "sample.jsonl", list(sample.rows()))
         append_lines(scratch / "sweep.jsonl", [asdict(steered) for steered in sweep])
 
 
 def _with_pairs(extraction: Extraction, trait: Trait) -> Extraction:
-    """With the minimal pairs that the trait has now, since they measure a vector and do not change its directions."""
-    pairs = spread(trait.probe_pairs, _MOST_PAIRS)
+    """With the minimal pairs that the trait has now, since they measure a vector and do not change its directions;
+    without those that demonstrated the trait.
+    """
+    shown = demonstration_pairs(trait, extraction.settings.demonstrations)
+    pairs = spread([pair for pair in trait.probe_pairs if pair not in shown], _MOST_PAIRS)
 
     def paired(vectors: Mapping[_Key, PersonaVector]) -> dict[_Key, PersonaVector]:
         return {key: replace(vector, pairs=pairs) for key, vector in vectors.items()}
@@ -225,6 +235,8 @@ def _with_pairs(extraction: Extraction, trait: Trait) -> Extraction:
 
 def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
     """Read the folder that :func:`extract` left in the cache."""
+    rows: list[dict[str, Any]] = recover_lines(folder / "responses.jsonl")
+    sample = recover_lines(folder / "sample.jsonl") or rows
     return Extraction(
         {position: PersonaVector.load(folder / f"{position}.safetensors") for position in POSITIONS},
         settings,
@@ -235,6 +247,7 @@ def load_extraction(folder: Path, settings: ExtractionSettings) -> Extraction:
             if (folder / f"{method}.safetensors").is_file()
         },
         tuple(recover_lines(folder / "sweep.jsonl", lambda row: Steered(**{**row, "answers": tuple(row["answers"])}))),
+        elicited(sample, {row["pair"] for row in rows}),
     )
 
 

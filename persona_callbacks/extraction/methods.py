@@ -11,6 +11,7 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.extraction.adapted import adapter_directions
 from persona_callbacks.extraction.causes import COEFFICIENTS, HeldOut, causal_points, shipped_texts
 from persona_callbacks.extraction.contrast import Contrast
+from persona_callbacks.extraction.demonstrations import measured_pairs
 from persona_callbacks.extraction.learning import EncodedPair, learn_directions
 from persona_callbacks.extraction.responses import Response
 from persona_callbacks.extraction.settings import ExtractionJob
@@ -23,7 +24,7 @@ _LONGEST = 64
 """Tokens of a response that are learned from or measured on."""
 
 _MEASURED = 12
-"""Question pairs on which causal strength is measured."""
+"""Question pairs on which causal strength is measured where there are no minimal pairs."""
 
 _READ = 96
 """Responses of both kinds that are run with an adapter."""
@@ -45,7 +46,8 @@ def candidates(
     """
     made: dict[Method, PersonaVector] = {}
     # They differ in the trait alone, and are written as the texts of the other traits are.
-    minimal = tuple(encode_pair(pair, job.loaded.tokenizer) for pair in spread(job.trait.probe_pairs, _MEASURED))
+    measured = measured_pairs(job.trait, job.settings.demonstrations)
+    minimal = tuple(encode_pair(pair, job.loaded.tokenizer) for pair in measured)
     if job.settings.method in ("mean_difference", "best"):
         of_vector = (
             [HeldOut(mean_difference, minimal)] if minimal else _halves(job, responses, contrast, mean_difference)

@@ -4,7 +4,7 @@ filtered (Chen et al. 2025, A.1–A.3).
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from persona_callbacks.chats import Message
 from persona_callbacks.errors import InputError
+from persona_callbacks.extraction.demonstrations import demonstration_pairs, draw_demonstrations
 from persona_callbacks.extraction.settings import ExtractionJob
 from persona_callbacks.files import append_lines, recover_lines
 from persona_callbacks.judging import Answer, Judge, Likelihoods, Score, calibrate, likelihoods
@@ -42,6 +43,7 @@ class Response:
         question_number: number of the extraction question.
         question: the extraction question.
         text: the response; empty until generated.
+        demonstrations: questions and answers that came before the question.
     """
 
     shows_trait: bool
@@ -50,12 +52,14 @@ class Response:
     question_number: int
     question: str
     text: str = ""
+    demonstrations: tuple[tuple[str, str], ...] = ()
 
     def prompt(self) -> list[Message]:
         """The messages that the response answers."""
-        if not self.instruction:
-            return [{"role": "user", "content": self.question}]
-        return [{"role": "system", "content": self.instruction}, {"role": "user", "content": self.question}]
+        messages: list[Message] = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        for question, answer in self.demonstrations:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return [*messages, {"role": "user", "content": self.question}]
 
 
 @dataclass(frozen=True)
@@ -98,16 +102,28 @@ class Judged:
             yield {**asdict(response), **asdict(score), "kept": index in kept}
 
 
-def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> list[Response]:
-    """Answer every extraction question under every instruction.
+def generate_responses(
+    job: ExtractionJob, generator: Generator, file: Path, used: Collection[int] | None = None
+) -> list[Response]:
+    """Answer every extraction question under every instruction, or under those of the ``used`` pairs.
 
     What ``file`` does not hold yet is generated; each finished batch is appended to it.
     """
     trait, settings = job.trait, job.settings
     questions = trait.extraction_questions[: settings.questions]
+    pool = demonstration_pairs(trait, settings.demonstrations)
+    before = draw_demonstrations(pool, settings.demonstrations, questions * len(trait.instructions))
     planned = [
-        Response(shows_trait, number, instruction, question_number, question)
+        Response(
+            shows_trait,
+            number,
+            instruction,
+            question_number,
+            question,
+            demonstrations=_turns(before[number * len(questions) + question_number], shows_trait),
+        )
         for number, pair in enumerate(trait.instructions)
+        if used is None or number in used
         for shows_trait, instruction in ((True, pair.trait), (False, pair.opposite))
         for question_number, question in enumerate(questions)
         for _ in range(settings.rollouts)
@@ -123,6 +139,10 @@ def generate_responses(job: ExtractionJob, generator: Generator, file: Path) -> 
     return [replace(response, text=texts[index]) for index, response in enumerate(planned)]
 
 
+def _turns(pairs: Sequence[MinimalPair], shows_trait: bool) -> tuple[tuple[str, str], ...]:
+    return tuple((pair.question, pair.trait if shows_trait else pair.opposite) for pair in pairs)
+
+
 def paired_responses(pairs: Sequence[MinimalPair]) -> list[Response]:
     """The responses of pairs that were given, made under no instruction."""
     numbers = {question: number for number, question in enumerate(dict.fromkeys(pair.question for pair in pairs))}
@@ -134,6 +154,23 @@ def paired_responses(pairs: Sequence[MinimalPair]) -> list[Response]:
 
 
 def judge_responses(job: ExtractionJob, responses: Sequence[Response], judge: Judge | None, file: Path) -> Judged:
+    """Score responses, keep those that show what they were asked to show, and see that enough of them are left.
+
+    Args:
+        job: its model made the responses.
+        responses: the responses.
+        judge: as for :func:`score_responses`.
+        file: as for :func:`score_responses`.
+
+    Raises:
+        InputError: in one half of the questions, none has responses of both kinds left.
+    """
+    judged = score_responses(job, responses, judge, file)
+    _check_kept(job.trait, responses, judged.scores, judged.kept)
+    return judged
+
+
+def score_responses(job: ExtractionJob, responses: Sequence[Response], judge: Judge | None, file: Path) -> Judged:
     """Score responses and keep those that show what they were asked to show, and make sense.
 
     Without ``judge``, the contrastive judge scores by ``settings.judge_pairs`` instruction pairs; if that is 0, every
@@ -146,7 +183,7 @@ def judge_responses(job: ExtractionJob, responses: Sequence[Response], judge: Ju
         file: where the contrastive judge's finished work is kept.
 
     Raises:
-        InputError: in one half of the questions, none has responses of both kinds left.
+        InputError: too few responses to calibrate the contrastive judge.
     """
     trait, pairs = job.trait, job.settings.judge_pairs
     calibration = None
@@ -170,7 +207,6 @@ def judge_responses(job: ExtractionJob, responses: Sequence[Response], judge: Ju
     judged = judge is not None or pairs > 0
     both = zip(responses, scores, strict=True)
     kept = tuple(index for index, (response, score) in enumerate(both) if _is_kept(response, score, judged=judged))
-    _check_kept(trait, responses, scores, kept)
     return Judged(tuple(responses), tuple(scores), kept, calibration)
 
 

@@ -38,6 +38,11 @@ class ExtractionSettings:
         opposite_adapter: folder of one that shows the opposite; by default ``adapter`` is held against the base model.
         rollouts: responses per instruction and question.
         questions: number of the trait's extraction questions to use; all by default.
+        instructions: number of the trait's instruction pairs to use, those that elicit the most from the model: a few
+            responses are generated under every pair to find them. All by default.
+        demonstrations: how many question-and-answer turns come before each question, from the trait's minimal pairs for
+            probing: with answers that show the trait under its instructions, and with the opposite ones under theirs.
+            For models that do not do what a system prompt asks.
         sampling: how responses are generated.
         position: where the activations of the main vector are read; the others are extracted in the same pass.
         layer_choice: by which evidence the layer is chosen; see :mod:`persona_callbacks.extraction.layer_choice`.
@@ -50,8 +55,8 @@ class ExtractionSettings:
         shipped: take a vector that comes with the package, if it was made from the same model, trait and settings.
 
     Raises:
-        InputError: an unknown position, layer choice or method, a number that is too small, a sweep without a judge, or
-            adapters that are missing or not used.
+        InputError: an unknown position, layer choice or method, a number that is too small, a sweep without a judge,
+            instructions or demonstrations beside given pairs, or adapters that are missing or not used.
     """
 
     method: MethodChoice = "mean_difference"
@@ -61,6 +66,8 @@ class ExtractionSettings:
     opposite_adapter: str | None = None
     rollouts: int = 1
     questions: int | None = None
+    instructions: int | None = None
+    demonstrations: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     position: Position = "response_mean"
     layer_choice: LayerChoice = "effect"
@@ -83,13 +90,15 @@ class ExtractionSettings:
         for name, least in (
             ("rollouts", 1),
             ("questions", 2),  # halves of them are compared
+            ("instructions", 1),
+            ("demonstrations", 0),
             ("judge_pairs", 0),
             ("sweep_layers", 1),
             ("sweep_questions", 2),
             ("batch_size", 1),
         ):
             value = getattr(self, name)
-            if not (name == "questions" and value is None):
+            if not (name in ("questions", "instructions") and value is None):
                 check_whole(f"extraction.{name}", value, least)
         if not is_number(self.sweep_coefficient):
             raise InputError(
@@ -97,6 +106,9 @@ class ExtractionSettings:
             )
         if self.method == "from_adapters" and self.adapter is None:
             raise InputError("extraction.adapter: expected the folder of an adapter for from_adapters, found none")
+        for name in ("instructions", "demonstrations"):
+            if getattr(self, name) and self.pairs is not None:
+                raise InputError(f"extraction.{name}: expected none beside extraction.pairs, which are not generated")
         used = self.method in ("from_adapters", "best")
         for name, needed in (("adapter", used), ("opposite_adapter", used and self.adapter is not None)):
             if getattr(self, name) is not None and not needed:
