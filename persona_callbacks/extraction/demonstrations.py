@@ -1,7 +1,8 @@
-"""Few-shot demonstrations: turns before an extraction question whose answers show the trait, or the opposite.
+"""What minimal pairs are used for in an extraction: to measure causal strength on, to learn from, and as few-shot
+demonstrations, turns before an extraction question whose answers show the trait, or the opposite.
 
-They are minimal pairs for probing, so both sides see the same words but for the trait. Pairs that demonstrate are not
-among those on which causal strength is measured, and pairs for evaluation are never used.
+They are pairs for probing; pairs for evaluation are never used. The two responses of a pair have the same words but for
+the trait. Pairs that demonstrate or are learned from are not among those on which causal strength is measured.
 """
 
 import random
@@ -20,6 +21,12 @@ def measured_pairs(trait: Trait, demonstrations: int) -> tuple[MinimalPair, ...]
     return spread(pairs, min(_MEASURED, len(pairs) // 2) if demonstrations else _MEASURED)
 
 
+def unmeasured_pairs(trait: Trait) -> tuple[MinimalPair, ...]:
+    """The minimal pairs for probing that are left when every other is kept to measure causal strength on."""
+    measured = measured_pairs(trait, demonstrations=1)
+    return tuple(pair for pair in trait.probe_pairs if pair not in measured)
+
+
 def demonstration_pairs(trait: Trait, demonstrations: int) -> tuple[MinimalPair, ...]:
     """The minimal pairs for probing on which nothing is measured; none, if ``demonstrations`` is 0.
 
@@ -28,8 +35,7 @@ def demonstration_pairs(trait: Trait, demonstrations: int) -> tuple[MinimalPair,
     """
     if not demonstrations:
         return ()
-    measured = measured_pairs(trait, demonstrations)
-    pairs = tuple(pair for pair in trait.probe_pairs if pair not in measured)
+    pairs = unmeasured_pairs(trait)
     fewest = min(len(_beside(question, pairs)) for question in trait.extraction_questions)
     if fewest < demonstrations:
         raise InputError(

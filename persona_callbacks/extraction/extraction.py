@@ -25,7 +25,7 @@ from persona_callbacks.extraction.layer_choice import (
     steered_expression,
     steering_effect,
 )
-from persona_callbacks.extraction.methods import best, candidates
+from persona_callbacks.extraction.methods import best, candidates, learned_from
 from persona_callbacks.extraction.responses import (
     Judged,
     Response,
@@ -56,7 +56,7 @@ from persona_callbacks.model import (
     weights_fingerprint,
 )
 from persona_callbacks.progress import open_console, progress_bar
-from persona_callbacks.traits import Trait, spread
+from persona_callbacks.traits import MinimalPair, Trait, spread
 from persona_callbacks.vectors import METHODS, POSITIONS, Evidence, Method, PersonaVector, Position, SweepPoint
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -163,6 +163,7 @@ def extract(
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     judged_by = judge.name if judge else None
     made_with = [_METHOD, made, trait.probe_questions, *_told(loaded, settings), judged_by]
+    made_with += [asdict(pair) for pair in learned_from(trait, settings)]
     result = folder / f"{trait.name}-{_key(made_with)}"
     shipped = SHIPPED / folder.name / result.name
     for there, origin in ((result, "cached"), (shipped, "shipped with the package")):
@@ -190,6 +191,8 @@ def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
     for name in ("instructions", "demonstrations"):  # unused, they leave the keys as before there were any
         if not told[name]:
             del told[name]
+    if settings.method not in ("learned", "best"):
+        del told["learning"]
     folders = [told.pop("adapter"), told.pop("opposite_adapter")]
     return [told, *(adapter_fingerprint(loaded, folder) for folder in folders if folder is not None)]
 
@@ -222,13 +225,17 @@ def _extract(
 
 def _with_pairs(extraction: Extraction, trait: Trait) -> Extraction:
     """With the minimal pairs that the trait has now, since they measure a vector and do not change its directions;
-    without those that demonstrated the trait.
+    without those that demonstrated the trait, or that a learned vector was made from.
     """
     shown = demonstration_pairs(trait, extraction.settings.demonstrations)
-    pairs = spread([pair for pair in trait.probe_pairs if pair not in shown], _MOST_PAIRS)
+    learned = learned_from(trait, extraction.settings)
+
+    def pairs(vector: PersonaVector) -> tuple[MinimalPair, ...]:
+        used = {*shown, *(learned if vector.method == "learned" else ())}
+        return spread([pair for pair in trait.probe_pairs if pair not in used], _MOST_PAIRS)
 
     def paired(vectors: Mapping[_Key, PersonaVector]) -> dict[_Key, PersonaVector]:
-        return {key: replace(vector, pairs=pairs) for key, vector in vectors.items()}
+        return {key: replace(vector, pairs=pairs(vector)) for key, vector in vectors.items()}
 
     return replace(extraction, vectors=paired(extraction.vectors), candidates=paired(extraction.candidates))
 

@@ -62,7 +62,7 @@ class LearningSettings:
     learning_rate: float = 0.006
     weight: float = 2.0
     allowed: float = 0.05
-    bound: float = 0.1
+    bound: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:

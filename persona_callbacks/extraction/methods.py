@@ -11,13 +11,13 @@ from persona_callbacks.errors import InputError
 from persona_callbacks.extraction.adapted import adapter_directions
 from persona_callbacks.extraction.causes import COEFFICIENTS, HeldOut, causal_points, shipped_texts
 from persona_callbacks.extraction.contrast import Contrast
-from persona_callbacks.extraction.demonstrations import measured_pairs
+from persona_callbacks.extraction.demonstrations import measured_pairs, unmeasured_pairs
 from persona_callbacks.extraction.learning import EncodedPair, learn_directions
 from persona_callbacks.extraction.responses import Response
-from persona_callbacks.extraction.settings import ExtractionJob
+from persona_callbacks.extraction.settings import ExtractionJob, ExtractionSettings
 from persona_callbacks.model import encode_pair
 from persona_callbacks.progress import progress_bar
-from persona_callbacks.traits import MinimalPair, spread
+from persona_callbacks.traits import MinimalPair, Trait, spread
 from persona_callbacks.vectors import POSITIONS, Method, PersonaVector
 
 _LONGEST = 64
@@ -25,6 +25,9 @@ _LONGEST = 64
 
 _MEASURED = 12
 """Question pairs on which causal strength is measured where there are no minimal pairs."""
+
+_LEAST_LEARNED = 8
+"""Minimal pairs from which a vector is learned; with fewer, responses are."""
 
 _READ = 96
 """Responses of both kinds that are run with an adapter."""
@@ -46,7 +49,7 @@ def candidates(
     """
     made: dict[Method, PersonaVector] = {}
     # They differ in the trait alone, and are written as the texts of the other traits are.
-    measured = measured_pairs(job.trait, job.settings.demonstrations)
+    measured = measured_pairs(job.trait, job.settings.demonstrations or len(learned_from(job.trait, job.settings)))
     minimal = tuple(encode_pair(pair, job.loaded.tokenizer) for pair in measured)
     if job.settings.method in ("mean_difference", "best"):
         of_vector = (
@@ -120,11 +123,22 @@ def _other(
     return replace(mean_difference, directions=directions, method=method, evidence=evidence)
 
 
+def learned_from(trait: Trait, settings: ExtractionSettings) -> tuple[MinimalPair, ...]:
+    """The minimal pairs that a vector is learned from; none if it is not learned, or from responses: where pairs are
+    given, and where the trait has too few.
+    """
+    if settings.method not in ("learned", "best") or settings.pairs is not None:
+        return ()
+    pairs = unmeasured_pairs(trait)
+    return pairs if len(pairs) >= _LEAST_LEARNED else ()
+
+
 def _learned(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:
     settings = job.settings.learning
+    minimal = learned_from(job.trait, job.settings)
     with progress_bar(job.console) as progress:
         task = progress.add_task(f"{job.trait.name}: learning", total=settings.steps)
-        pairs = _pairs(job, responses, len(responses))
+        pairs = [encode_pair(pair, job.loaded.tokenizer) for pair in minimal] or _pairs(job, responses, len(responses))
         return learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task))
 
 

@@ -17,6 +17,7 @@ from persona_callbacks.extraction import (
     causal_points,
     extract,
     learn_directions,
+    shipped_texts,
 )
 from persona_callbacks.model import (
     LoadedModel,
@@ -26,10 +27,11 @@ from persona_callbacks.model import (
     response_log_probabilities,
     steered,
 )
+from persona_callbacks.traits import MinimalPair, spread
 from persona_callbacks.vectors import CausalPoint, Counts, Evidence, steering_additions
 
 SAMPLING = Sampling(max_new_tokens=6, batch_size=8)
-LEARNING = LearningSettings(steps=6, pairs=2, learning_rate=0.1)
+LEARNING = LearningSettings(steps=6, pairs=2, learning_rate=0.1, bound=0.1)
 SETTINGS = ExtractionSettings(
     sampling=SAMPLING, judge_pairs=0, rollouts=2, layer_choice="auc", method="learned", learning=LEARNING
 )
@@ -175,6 +177,28 @@ def test_a_learned_extraction_is_stored_with_its_method_and_evidence_and_cached(
     plain = extract(loaded, TRAIT, replace(SETTINGS, method="mean_difference")).vector
     assert plain.method == "mean_difference"
     assert not torch.equal(plain.directions, vector.directions)
+
+
+def test_a_vector_is_learned_from_the_minimal_pairs_on_which_nothing_is_measured(loaded):
+    """And where a trait has them, from nothing else: the responses are only generated and judged."""
+    pairs = tuple(
+        MinimalPair(f"{question} {number}", f"LOUD {number}!", f"quiet {number}.", "flat")
+        for number in range(16)
+        for question in QUESTIONS[:2]
+    )
+    trait = replace(TRAIT, pairs=pairs)
+    vector = extract(loaded, trait, SETTINGS).vector
+    measured = spread(trait.probe_pairs, 8)
+    learned_pairs = [pair for pair in trait.probe_pairs if pair not in measured]
+    learned = [encode_pair(pair, loaded.tokenizer) for pair in learned_pairs]
+    assert torch.equal(vector.directions, learn_directions(loaded, learned, LEARNING))
+    assert vector.pairs == measured  # the preference is not read on what the vector was made from
+    texts = shipped_texts(loaded, trait.name)
+    held_out = HeldOut(vector, tuple(encode_pair(pair, loaded.tokenizer) for pair in measured))
+    assert vector.evidence.causal == causal_points(loaded, vector, [held_out], texts)
+    other = replace(learned_pairs[0], opposite="quiet, please")
+    changed = replace(trait, pairs=tuple(other if pair == learned_pairs[0] else pair for pair in pairs))
+    assert not torch.equal(extract(loaded, changed, SETTINGS).vector.directions, vector.directions)
 
 
 def test_the_best_method_is_the_most_specific_and_the_others_are_kept(loaded):
