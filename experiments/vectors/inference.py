@@ -5,12 +5,15 @@
 MODEL is ``smollm2`` or a GGUF file, DATA the folder that ``tagged_chats.py`` wrote. The base model is steered at all
 layers with each ALPHA (0 is unsteered). Appended to ``inference.csv``: the shipped forced choice of the trait (its
 probability, and of its controls how many are rejected, which is over-refusal, and answered rightly), accuracy on the
-shipped capability questions, and the length and variety of the answers. The greedy answers to 24 held-out questions of the
-trait and to 12 normal ones go to ``inference-TRAIT.csv``, for blind reading. What is there already is not done again.
+shipped capability questions, and the length and variety of the answers. The greedy answers to 24 held-out questions of
+the trait and to 12 normal ones go to ``inference-TRAIT.csv``, for blind reading. What is there already is not done
+again.
 """
 
 import csv
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.vectors.origins import source_of
@@ -18,7 +21,8 @@ from experiments.vectors.study import ASKED, FOLDER, _append, rows
 from persona_callbacks import PersonaVector
 from persona_callbacks.evaluation import ForcedChoiceScore, answered_rightly, choose, read_questions
 from persona_callbacks.evaluation.forced_choice import shipped_forced_choices
-from persona_callbacks.model import LoadedModel, Sampling, generate, load_model, steered
+from persona_callbacks.model import LoadedModel, Sampling, generate, load_model
+from persona_callbacks.model.architecture import decoder_blocks
 from persona_callbacks.vectors import steering_additions
 
 TABLE = FOLDER / "inference.csv"
@@ -26,13 +30,27 @@ COLUMNS = ("model", "trait", "vector", "alpha", "probability", "preferred", "rej
            "distinct_words")  # fmt: skip
 
 
+@contextmanager
+def changed(loaded: LoadedModel, vector: PersonaVector, alpha: float) -> Iterator[None]:
+    """Steer by hooks of torch, which stay on where the library measures a model unsteered."""
+    blocks, additions = decoder_blocks(loaded.model), steering_additions([vector], {vector.trait: alpha}, "all")
+    handles = []
+    for layer, addition in additions.items():
+        row = addition.to(loaded.model.dtype)
+        handles.append(blocks[layer - 1].register_forward_hook(lambda _, __, out, row=row: out + row))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def measure(loaded: LoadedModel, data: Path, labels: tuple[str, ...], vector: PersonaVector, alpha: float) -> None:
     """Steer, ask, choose, and append."""
     trait = vector.trait
-    additions = {} if alpha == 0 else steering_additions([vector], {trait: alpha}, "all")
     asked = [row["prompt"] for row in rows(data / f"held-out-{trait}.jsonl")[:ASKED]]
     normal = [row["prompt"] for row in rows(data / "held-out-normal.jsonl")[:12]]
-    with steered(loaded.model, additions):
+    with changed(loaded, vector, alpha):
         prompts = [[{"role": "user", "content": question}] for question in (*asked, *normal)]
         texts = generate(loaded, prompts, Sampling(40, temperature=0.0, batch_size=36))
         score = ForcedChoiceScore.of(choose(loaded, shipped_forced_choices(trait)))

@@ -40,7 +40,6 @@ from persona_callbacks.extraction import (
     shipped_texts,
 )
 from persona_callbacks.model import LoadedModel, ModelSource, activations, dimensions, encode_pair, load_model
-from persona_callbacks.traits import MinimalPair
 
 TABLE = FOLDER / "origins.csv"
 COLUMNS = ("model", "trait", "origin", "alpha", "own", "opposite", "other", "gains_most", "benign", "kl_benign",
@@ -54,8 +53,8 @@ def trait_of(name: str) -> Trait:
 
 
 def source_of(model: str) -> ModelSource:
-    """The embedded model, or a GGUF file."""
-    return SMOLLM2 if model == "smollm2" else ModelSource(Path(model).stem, path=model)
+    """The embedded model, or a GGUF file, in bfloat16."""
+    return SMOLLM2 if model == "smollm2" else ModelSource(Path(model).stem, path=model, dtype="bfloat16")
 
 
 def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
