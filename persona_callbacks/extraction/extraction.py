@@ -26,6 +26,7 @@ from persona_callbacks.extraction.layer_choice import (
     steering_effect,
 )
 from persona_callbacks.extraction.methods import best, candidates
+from persona_callbacks.extraction.prompts import with_prompts
 from persona_callbacks.extraction.responses import (
     Judged,
     Response,
@@ -147,6 +148,8 @@ def extract(
             finite, or an adapter does not fit the model.
     """
     generator = generator or TransformersGenerator(loaded)
+    if settings.prompts is not None:
+        trait = with_prompts(trait, settings.prompts, settings.questions)
     pairs = None if settings.pairs is None else read_pairs(settings.pairs)
     check_instructions(trait, settings)
     shown = demonstration_pairs(trait, settings.demonstrations)
@@ -186,7 +189,7 @@ def extract(
 def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
     """The settings, and what the adapters among them hold, whatever their folders are called."""
     told = asdict(settings)
-    del told["shipped"]
+    del told["shipped"], told["prompts"]  # what the prompts say is part of the trait
     for name in ("instructions", "demonstrations"):  # unused, they leave the keys as before there were any
         if not told[name]:
             del told[name]
