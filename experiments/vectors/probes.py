@@ -89,7 +89,8 @@ def covariances(states: Tensor, shows: Tensor) -> Tensor:
 def lda(states: Tensor, shows: Tensor, questions: Tensor) -> Tensor:
     """See above."""
     difference = mean_difference(states, shows, questions).double()
-    return torch.linalg.solve(covariances(states, shows), difference.unsqueeze(-1)).squeeze(-1).float()
+    solved: Tensor = torch.linalg.solve(covariances(states, shows), difference.unsqueeze(-1)).squeeze(-1).float()
+    return solved
 
 
 def whitened(states: Tensor, shows: Tensor, questions: Tensor) -> Tensor:
