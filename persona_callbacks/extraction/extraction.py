@@ -152,11 +152,9 @@ def extract(
         trait = with_prompts(trait, settings.prompts, settings.questions)
     pairs = None if settings.pairs is None else read_pairs(settings.pairs)
     check_instructions(trait, settings)
-    shown = demonstration_pairs(trait, settings.demonstrations)
+    judged_by = judge.name if judge else None
     if pairs is None:
-        made_by = [generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
-        made_by += [settings.demonstrations, [asdict(pair) for pair in shown]] if shown else []
-        made_by += [f"best {settings.instructions}", judge.name if judge else None] if settings.instructions else []
+        made_by = _generated_by(trait, settings, generator, judged_by)
     else:
         # What a file says counts, and not its name. Nothing is judged.
         made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
@@ -164,7 +162,6 @@ def extract(
     revision = weights_fingerprint(loaded.model)
     made = _key([revision, trait.fingerprint, *made_by, *loaded.answering])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
-    judged_by = judge.name if judge else None
     made_with = [_METHOD, made, trait.probe_questions, *_told(loaded, settings), judged_by]
     result = folder / f"{trait.name}-{_key(made_with)}"
     shipped = SHIPPED / folder.name / result.name
@@ -184,6 +181,14 @@ def extract(
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
             _extract(job, judge_responses(job, responses, judge, judged_file), sample, judge, revision, result)
     return _with_pairs(load_extraction(result, settings), trait)
+
+
+def _generated_by(trait: Trait, settings: ExtractionSettings, generator: Generator, judged_by: str | None) -> list[Any]:
+    """What generated responses depend on, beside the model and the trait without its minimal pairs."""
+    made_by: list[Any] = [generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
+    shown = demonstration_pairs(trait, settings.demonstrations)
+    made_by += [settings.demonstrations, [asdict(pair) for pair in shown]] if shown else []
+    return made_by + ([f"best {settings.instructions}", judged_by] if settings.instructions else [])
 
 
 def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
