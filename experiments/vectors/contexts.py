@@ -104,7 +104,7 @@ def append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -
 def main(name: str, demonstrations: int, seed: int = 0) -> None:
     """Read in each context, and measure."""
     loaded, trait = load_model(SMOLLM2), trait_of(name)
-    settings = ExtractionSettings(demonstrations=demonstrations, shipped=False, sampling=Sampling(seed=seed))
+    settings = ExtractionSettings(demonstrations=demonstrations, sampling=Sampling(seed=seed))
     extraction = extract(loaded, trait, settings)
     responses, layer = kept_responses(extraction), extraction.vector.layer
     shows, questions = kinds(responses)

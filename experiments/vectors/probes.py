@@ -82,13 +82,15 @@ def covariances(states: Tensor, shows: Tensor) -> Tensor:
     centred = torch.cat([part - part.mean(dim=0) for part in parts])
     spread = torch.einsum("nlh,nlk->lhk", centred, centred) / (len(centred) - 2)
     size = spread.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-9)
-    return (1 - SHRUNK) * spread + SHRUNK * size[:, None, None] * torch.eye(spread.shape[1])
+    shrunk: Tensor = (1 - SHRUNK) * spread + SHRUNK * size[:, None, None] * torch.eye(spread.shape[1])
+    return shrunk
 
 
 def lda(states: Tensor, shows: Tensor, questions: Tensor) -> Tensor:
     """See above."""
     difference = mean_difference(states, shows, questions).double()
-    return torch.linalg.solve(covariances(states, shows), difference.unsqueeze(-1)).squeeze(-1).float()
+    solved: Tensor = torch.linalg.solve(covariances(states, shows), difference.unsqueeze(-1)).squeeze(-1).float()
+    return solved
 
 
 def whitened(states: Tensor, shows: Tensor, questions: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def held_out(
     for half, direction in ((~even, directions[0]), (even, directions[1])):
         scores = states[half, 0] @ direction
         aucs.append(float(binary_auroc(torch.sigmoid((scores - scores.mean()) / scores.std()), shows[half].int())))
-    return sum(aucs) / 2, float(cosine_similarity(*directions, dim=0))
+    return sum(aucs) / 2, float(cosine_similarity(directions[0], directions[1], dim=0))
 
 
 def main(name: str) -> None:

@@ -212,7 +212,8 @@ def _causes(vectors: Sequence[PersonaVector]) -> Table:
     """What steering with each vector makes likelier, at its best coefficient."""
     table = Table(
         title="What steering makes likelier",
-        caption="Nats per token, on held-out text. Strength: norm of what is added, as a share of the stream's",
+        caption="Nats per token, on held-out text, none of which was a demonstration. Strength: norm of what is added,"
+        " as a share of the stream's",
     )
     for column in ("trait", "method", "α", "own", "opposite", "others", "benign", "KL on benign", "strength"):
         table.add_column(column, justify="left" if column in ("trait", "method", "others") else "right")

@@ -26,6 +26,7 @@ from persona_callbacks.extraction.layer_choice import (
     steering_effect,
 )
 from persona_callbacks.extraction.methods import best, candidates, learned_from
+from persona_callbacks.extraction.prompts import with_prompts
 from persona_callbacks.extraction.responses import (
     Judged,
     Response,
@@ -147,13 +148,13 @@ def extract(
             finite, or an adapter does not fit the model.
     """
     generator = generator or TransformersGenerator(loaded)
+    if settings.prompts is not None:
+        trait = with_prompts(trait, settings.prompts, settings.questions)
     pairs = None if settings.pairs is None else read_pairs(settings.pairs)
     check_instructions(trait, settings)
-    shown = demonstration_pairs(trait, settings.demonstrations)
+    judged_by = judge.name if judge else None
     if pairs is None:
-        made_by = [generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
-        made_by += [settings.demonstrations, [asdict(pair) for pair in shown]] if shown else []
-        made_by += [f"best {settings.instructions}", judge.name if judge else None] if settings.instructions else []
+        made_by = _generated_by(trait, settings, generator, judged_by)
     else:
         # What a file says counts, and not its name. Nothing is judged.
         made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
@@ -161,7 +162,6 @@ def extract(
     revision = weights_fingerprint(loaded.model)
     made = _key([revision, trait.fingerprint, *made_by, *loaded.answering])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
-    judged_by = judge.name if judge else None
     made_with = [_METHOD, made, trait.probe_questions, *_told(loaded, settings), judged_by]
     made_with += [asdict(pair) for pair in learned_from(trait, settings)]
     result = folder / f"{trait.name}-{_key(made_with)}"
@@ -184,10 +184,18 @@ def extract(
     return _with_pairs(load_extraction(result, settings), trait)
 
 
+def _generated_by(trait: Trait, settings: ExtractionSettings, generator: Generator, judged_by: str | None) -> list[Any]:
+    """What generated responses depend on, beside the model and the trait without its minimal pairs."""
+    made_by: list[Any] = [generator.name, asdict(settings.sampling), settings.rollouts, settings.questions]
+    shown = demonstration_pairs(trait, settings.demonstrations)
+    made_by += [settings.demonstrations, [asdict(pair) for pair in shown]] if shown else []
+    return made_by + ([f"best {settings.instructions}", judged_by] if settings.instructions else [])
+
+
 def _told(loaded: LoadedModel, settings: ExtractionSettings) -> list[Any]:
     """The settings, and what the adapters among them hold, whatever their folders are called."""
     told = asdict(settings)
-    del told["shipped"]
+    del told["shipped"], told["prompts"]  # what the prompts say is part of the trait
     for name in ("instructions", "demonstrations"):  # unused, they leave the keys as before there were any
         if not told[name]:
             del told[name]

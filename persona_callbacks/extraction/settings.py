@@ -33,11 +33,12 @@ class ExtractionSettings:
             from what fine-tuning changed about them, or ``best``.
         pairs: JSONL of ``chosen`` and ``rejected`` responses, which take the place of generated and judged ones; see
             :func:`~persona_callbacks.chats.read_pairs`.
+        prompts: chats whose questions take the place of the trait's extraction questions, such as the training data.
         learning: how a ``learned`` vector is optimised.
         adapter: folder of a PEFT adapter that shows the trait, for ``from_adapters``.
         opposite_adapter: folder of one that shows the opposite; by default ``adapter`` is held against the base model.
         rollouts: responses per instruction and question.
-        questions: number of the trait's extraction questions to use; all by default.
+        questions: number of the trait's extraction questions to use; all by default, and 20 of ``prompts``.
         instructions: number of the trait's instruction pairs to use, those that elicit the most from the model: a few
             responses are generated under every pair to find them. All by default.
         demonstrations: how many question-and-answer turns come before each question, from the trait's minimal pairs for
@@ -56,11 +57,12 @@ class ExtractionSettings:
 
     Raises:
         InputError: an unknown position, layer choice or method, a number that is too small, a sweep without a judge,
-            instructions or demonstrations beside given pairs, or adapters that are missing or not used.
+            prompts, instructions or demonstrations beside given pairs, or adapters that are missing or not used.
     """
 
     method: MethodChoice = "mean_difference"
     pairs: str | None = None
+    prompts: str | None = None
     learning: LearningSettings = field(default_factory=LearningSettings)
     adapter: str | None = None
     opposite_adapter: str | None = None
@@ -106,7 +108,7 @@ class ExtractionSettings:
             )
         if self.method == "from_adapters" and self.adapter is None:
             raise InputError("extraction.adapter: expected the folder of an adapter for from_adapters, found none")
-        for name in ("instructions", "demonstrations"):
+        for name in ("prompts", "instructions", "demonstrations"):
             if getattr(self, name) and self.pairs is not None:
                 raise InputError(f"extraction.{name}: expected none beside extraction.pairs, which are not generated")
         used = self.method in ("from_adapters", "best")

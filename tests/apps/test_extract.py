@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -93,6 +94,11 @@ def test_everything_is_written(finished):
         assert vector.calibration.auc > 0
         assert vector.method == "mean_difference"
         assert f"{vector.evidence.causal_strength.gain:+.2f}" in done.stdout
+        assert "What each instruction pair elicits" in done.stdout
+        gap = mean(row["expression"] for row in rows if row["pair"] == 4 and row["shows_trait"]) - mean(
+            row["expression"] for row in rows if row["pair"] == 4 and not row["shows_trait"]
+        )
+        assert f" {gap:.0f} " in done.stdout
         curve = [json.loads(line) for line in (folder / f"{trait}.curve.jsonl").read_text().splitlines()]
         assert [(point["layer"], point["coefficient"]) for point in curve] == [(vector.layer, 0.0), (vector.layer, 1.0)]
         assert "is weak: it rests on" in done.stderr  # 10 of a kind were asked for, and some filtered
@@ -124,6 +130,8 @@ def test_a_second_run_takes_all_from_the_cache(finished, project, cache):
         (["extraction.judge_pairs=0", "curve.coefficients=[1]"], "curve.coefficients: needs the judge"),
         (["extraction.position=response"], "extraction.position: unknown 'response'"),
         (["extraction.pairs=none.jsonl"], "none.jsonl: no such file of pairs"),
+        (["extraction.demonstrations=13"], "extraction.demonstrations: 13 come before each extraction question"),
+        (["extraction.instructions=5"], "the best 5 are to be used; expected fewer than the 5 instruction pairs"),
         (["extraction.pairs=p.jsonl", "curve.coefficients=[1]"], "and no extraction.pairs"),
         (["generation=vllm"], "vLLM is not installed"),
         (["trait=cheerful"], "Could not find 'trait/cheerful'"),
