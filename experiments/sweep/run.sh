@@ -30,14 +30,15 @@ settings=(
     monitor.every_n_steps=4 checkpoint_every_n_steps=4 evaluation.callback.questions=10 logger.wandb.log_model=true
 )
 sweep=(persona-train -m name=sweep steering=adaptive,none data=evil,kind seed=0,1,2 "${settings[@]}")
+killed_in_the_second_job() {
+    "${sweep[@]}" &
+    until ls outputs/sweep/sweep/*seed=1*/steered/last.ckpt 2> /dev/null; do sleep 1; done
+    kill -KILL $!
+    wait
+}
 
 new_cache cache
-if [ ! -e killed.log ]; then
-    ( "${sweep[@]}" > killed.log 2>&1; ) &
-    until ls outputs/sweep/sweep/*seed=1*/steered/last.ckpt > killed-at 2> /dev/null; do sleep 1; done
-    kill -KILL "$(pgrep -P $!)"
-    wait
-fi
+[ -e killed.log ] || timed killed killed_in_the_second_job
 [ -e failing.log ] || timed failing "${sweep[@]}"
 cp whole.jsonl kind.jsonl  # mended
 [ -e mended.log ] || timed mended "${sweep[@]}"
