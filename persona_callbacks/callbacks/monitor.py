@@ -80,6 +80,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             cannot be.
 
     Example:
+        >>> import torch
         >>> from persona_callbacks import PersonaMonitor, PersonaVector
         >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="", probes=("Who are you?",))
         >>> callbacks = [PersonaMonitor([evil], every_n_steps=5)]

@@ -211,7 +211,7 @@ class _State:
     def changed(self, made_from: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
         """What another study differs in: in the configuration, or, if that is the same, in the inputs."""
         before, now = (
-            {key: entry for key, entry in config.items() if key != "logger"}
+            {key: entry for key, entry in config.items() if key not in ("logger", "paths", "tags")}
             for config in (self.config, made_from["config"])
         )
         changed = changed_settings(before, now)
