@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from persona_callbacks.errors import InputError
 
-_ELSEWHERE = ("trainer", "logger", "lora")
+_ELSEWHERE = ("trainer", "logger", "lora", "optimizer")
 """Groups whose keys are arguments of other libraries, which take several kinds and check them themselves."""
 
 

@@ -98,7 +98,7 @@ def whole_configuration(cfg: DictConfig) -> dict[str, Any]:
     variable, which may hold a password, is named.
     """
     unresolved = ("logger", "run")  # loggers refer to what is filled in
-    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in (*unresolved, "quiet")])
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in (*unresolved, "quiet", "extras")])
     with _environment_by_name():
         content = OmegaConf.to_container(kept, resolve=True)
     assert isinstance(content, dict)

@@ -1,9 +1,11 @@
 """``persona-train``: LoRA fine-tuning with persona monitoring and preventative steering."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -15,6 +17,7 @@ from persona_callbacks.apps.objectives import check_objective
 from persona_callbacks.apps.opening import open_app
 from persona_callbacks.apps.start import chosen_calibrations, chosen_judges, chosen_options, whole_configuration
 from persona_callbacks.apps.sweeping import is_job_of_sweep
+from persona_callbacks.files import cache_in
 from persona_callbacks.progress import open_console
 from persona_callbacks.training import RunLabel, RunResult, Steering, StudySettings, TrainingData, run_study
 
@@ -26,10 +29,16 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         InputError: input that cannot be used; before any long work.
     """
     console = open_console(quiet=cfg.quiet)
-    cfg = with_usable_loggers(cfg)
-    settings = study_settings(cfg)
-    check_objective(cfg.objective, settings)
-    results = run_study(settings, folder, console, keep_finished=is_job_of_sweep())
+    with cache_in(cfg.paths.cache), warnings.catch_warnings():
+        if cfg.extras.ignore_warnings:
+            warnings.simplefilter("ignore")
+        cfg = with_usable_loggers(cfg)
+        if cfg.extras.print_config:
+            shown = yaml.safe_dump(whole_configuration(cfg), sort_keys=False, allow_unicode=True)
+            console.print(shown, soft_wrap=True)
+        settings = study_settings(cfg)
+        check_objective(cfg.objective, settings)
+        results = run_study(settings, folder, console, keep_finished=is_job_of_sweep())
     if "wandb" in cfg.logger and cfg.logger.wandb.offline:
         console.print(f"Upload the runs with: wandb sync {folder}/*/wandb/offline-run-*", soft_wrap=True)
     return results
@@ -46,7 +55,7 @@ def study_settings(cfg: DictConfig) -> StudySettings:
     if data.get("screening"):
         training_data = TrainingData.screened(data.screening, data.use, data.max_samples)
     else:
-        training_data = TrainingData.read(data.path, data.max_samples)
+        training_data = TrainingData.read(_data_file(cfg), data.max_samples)
     return StudySettings(
         source=opening.source,
         data=training_data,
@@ -68,6 +77,8 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         lora=instantiate(cfg.lora),
         learning_rate=cfg.learning_rate,
         warmup_steps=cfg.warmup_steps,
+        optimizer=instantiate(cfg.optimizer, _partial_=True),
+        schedule=instantiate(cfg.scheduler),
         batch_size=data.batch_size,
         max_length=data.max_length,
         special_tokens=data.get("special_tokens", "keep"),  # a data group of the user's own may lack it
@@ -81,8 +92,16 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         device=opening.device,
         configuration=whole_configuration(cfg),
         choices=chosen_options(),
+        tags=tuple(cfg.tags),
         log_adapter=any(is_of_wandb(logger) and bool(logger.get("log_model")) for logger in cfg.logger.values()),
     )
+
+
+def _data_file(cfg: DictConfig) -> Path:
+    """The file of ``data.path``: the one in the folder of the user's data, if it is there."""
+    path = Path(cfg.data.path)
+    own = path if cfg.paths.data is None else Path(cfg.paths.data).expanduser() / path
+    return own if own.exists() else path
 
 
 def _trainer(cfg: DictConfig) -> "partial[Trainer]":

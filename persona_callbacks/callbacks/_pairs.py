@@ -12,6 +12,7 @@ from persona_callbacks.model import (
     BatchLimits,
     LanguageModel,
     LoadedModel,
+    base_work,
     device_of,
     encode_pair,
     preferences,
@@ -77,6 +78,12 @@ class PairReader:
         """
         if not self._traits:
             return {}, {}
+        made_from = [self._encoded, self._owners.tolist(), self._traits, batch_size]
+        means, shares = base_work(model, "preference", made_from, lambda: self._means(trainer, model, batch_size))
+        return dict(zip(self._traits, means, strict=True)), dict(zip(self._traits, shares, strict=True))
+
+    def _means(self, trainer: Trainer, model: LanguageModel, batch_size: int) -> list[list[float]]:
+        """The means and the shares, each in the order of the traits."""
         own, counts = share_of(trainer, len(self._encoded))
         pairs = [self._encoded[index] for index in own]
         with probing(model):
@@ -85,5 +92,5 @@ class PairReader:
         sums = torch.zeros(len(self._traits), 3, dtype=torch.float64)
         sums.index_add_(0, self._owners[own], read * counts[:, None])
         sums = sum_over_processes(trainer, sums.to(device_of(model))).cpu()
-        means, shares = (sums[:, :2] / sums[:, 2:]).T.tolist()
-        return dict(zip(self._traits, means, strict=True)), dict(zip(self._traits, shares, strict=True))
+        means: list[list[float]] = (sums[:, :2] / sums[:, 2:]).T.tolist()
+        return means

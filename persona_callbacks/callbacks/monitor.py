@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
@@ -14,6 +13,7 @@ from typing_extensions import override
 
 from persona_callbacks.callbacks._batches import BatchProjections
 from persona_callbacks.callbacks._pairs import PairReader, Pairs, check_pairs, chosen_pairs
+from persona_callbacks.callbacks._probes import ProbeReader
 from persona_callbacks.callbacks._readings import log_course, log_reading, readings_without, without
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import MADE_WITH, OnePerTraits, warn_of_older_version
@@ -24,19 +24,12 @@ from persona_callbacks.callbacks._seams import (
     check_at_least_one,
     find_tokenizer,
     is_logging_step,
-    share_of,
-    sum_over_processes,
 )
 from persona_callbacks.callbacks._training import TrainingValues
-from persona_callbacks.chats import encode_prompt
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import settings_fingerprint
 from persona_callbacks.model import (
-    BatchLimits,
-    LoadedModel,
     base_model,
-    device_of,
-    projections,
     removable_adapters,
 )
 from persona_callbacks.steering import Reading, Sensor
@@ -87,6 +80,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             cannot be.
 
     Example:
+        >>> import torch
         >>> from persona_callbacks import PersonaMonitor, PersonaVector
         >>> evil = PersonaVector("evil", torch.ones(5, 8), layer=3, model_id="", probes=("Who are you?",))
         >>> callbacks = [PersonaMonitor([evil], every_n_steps=5)]
@@ -237,9 +231,10 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
-        questions = list(dict.fromkeys(q for vector in self.vectors for q in self._probes_of(vector)))
-        self._encoded = [encode_prompt([{"role": "user", "content": q}], self._tokenizer) for q in questions]
-        self._belongs = torch.tensor([[q in self._probes_of(vector) for vector in self.vectors] for q in questions])
+        self._probe_reader = ProbeReader(
+            self.vectors, [self._probes_of(vector) for vector in self.vectors], self.position,
+            [self._layers_of(vector) for vector in self.vectors], self._tokenizer,
+        )  # fmt: skip
         self._pair_reader = PairReader(self.pairs, self._tokenizer)
         self._batches = BatchProjections(self._model, self.vectors, self.batch_adapter)
 
@@ -259,7 +254,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
                     f" the {', the '.join(unknown)} counts from step {trainer.global_step}"
                 )
             with base_model(self._model):
-                measured = self._measure(trainer)
+                measured = self._probe_reader.read(trainer, self._model, self.batch_size)
                 preferred, _ = self._pair_reader.read(trainer, self._model, self.batch_size)
             self._baseline = measured | {trait: self._baseline[trait] for trait in known}
             self._preference_baseline = preferred | self._preference_baseline
@@ -365,7 +360,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         """Take a reading, in place of an earlier one of the same optimizer steps."""
         self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
         projections, shifts, by_layer = {}, {}, {}
-        for vector, measured in zip(self.vectors, self._measure(trainer).values(), strict=True):
+        read = self._probe_reader.read(trainer, self._model, self.batch_size)
+        for vector, measured in zip(self.vectors, read.values(), strict=True):
             differences = [now - before for now, before in zip(measured, self._baseline[vector.trait], strict=True)]
             chosen = self._layers_of(vector).index(vector.layer)
             projections[vector.trait], shifts[vector.trait] = measured[chosen], differences[chosen]
@@ -380,20 +376,3 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     def _layers_of(self, vector: PersonaVector) -> list[int]:
         """Where this vector's probes are read."""
         return list(range(1, vector.num_layers + 1)) if self.every_layer else [vector.layer]
-
-    def _measure(self, trainer: Trainer) -> dict[str, list[float]]:
-        """Mean projection of each trait's probes at the layers where they are read."""
-        own, counts = share_of(trainer, len(self._encoded))
-        device = device_of(self._model)
-        projected = projections(
-            LoadedModel(self._model, self._tokenizer),
-            [self._encoded[index] for index in own],
-            self.vectors,
-            self.position,
-            [self._layers_of(vector) for vector in self.vectors],
-            BatchLimits(self.batch_size),
-        )
-        belongs = (self._belongs[own] & counts[:, None]).to(device)
-        sums = sum_over_processes(trainer, (projected * belongs[..., None]).sum(dim=0, dtype=torch.float64))
-        means = (sums / self._belongs.sum(dim=0).to(device)[:, None]).tolist()
-        return {vector.trait: mean for vector, mean in zip(self.vectors, means, strict=True)}

@@ -24,7 +24,7 @@ from persona_callbacks.judging import (
     answer_questions,
     scores_or_error,
 )
-from persona_callbacks.model import LoadedModel, Sampling, dimensions, removable_adapters
+from persona_callbacks.model import LoadedModel, Sampling, base_work, dimensions, removable_adapters
 from persona_callbacks.tracking import metrics
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
@@ -255,8 +255,8 @@ class TraitEvaluation(RefusingCallback):
         for trait in self.traits:
             questions = trait.evaluation_questions[: self.questions]
             share = questions[trainer.global_rank :: trainer.world_size]
-            answers = answer_questions(self._loaded, share, self.sampling)
-            scores, error = scores_or_error(self._used[trait.name], answers)
+            answers = self._answers(share)
+            scores, error = self._scores(self._used[trait.name], answers)
             if error is not None:
                 rank_zero_warn(
                     f"TraitEvaluation: the judge of {trait.name!r} failed, its answers have no score:"
@@ -271,6 +271,31 @@ class TraitEvaluation(RefusingCallback):
                 names = metrics.with_interval(metrics.expression(trait.name))
                 values |= dict(zip(names, (result.mean, result.low, result.high), strict=True))
             metrics.log(trainer, values)
+
+    def _answers(self, questions: Sequence[str]) -> list[Answer]:
+        """The model's answers; before training, they are those of the base model."""
+        rows = base_work(
+            self._loaded.model,
+            "answers",
+            [questions, self.sampling],
+            lambda: [asdict(answer) for answer in answer_questions(self._loaded, questions, self.sampling)],
+        )
+        return [Answer(**row) for row in rows]
+
+    def _scores(self, judge: Judge, answers: Sequence[Answer]) -> tuple[list[Score], Exception | None]:
+        """The judge's scores; those of the contrastive judge for the base model's answers are work on that model."""
+        if not isinstance(judge, ContrastiveJudge):
+            return scores_or_error(judge, answers)
+        try:
+            rows = base_work(
+                self._loaded.model,
+                "scores",
+                [judge.name, answers],
+                lambda: [asdict(score) for score in judge.score(answers)],
+            )
+        except Exception as error:  # as scores_or_error does
+            return [Score(None)] * len(answers), error
+        return [Score(**row) for row in rows], None
 
     def _table(self, trainer: Trainer) -> None:
         """Log every answer, with that to the same question before training beside."""

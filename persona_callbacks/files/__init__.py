@@ -5,7 +5,7 @@ Imports nothing else from the library.
 """
 
 from persona_callbacks.files.atomic import atomic_write, remove_scratch, write_json
-from persona_callbacks.files.cache import cache_dir
+from persona_callbacks.files.cache import cache_dir, cache_in
 from persona_callbacks.files.fingerprint import file_fingerprint
 from persona_callbacks.files.lines import append_lines, recover_lines
 from persona_callbacks.files.lock import HOLDER_FILE, LOCK_FILE, check_writable, locked_entry, locked_folder
@@ -19,6 +19,7 @@ __all__ = [
     "append_lines",
     "atomic_write",
     "cache_dir",
+    "cache_in",
     "changed_settings",
     "check_name",
     "check_text",

@@ -12,6 +12,7 @@ from persona_callbacks.model.architecture import (
     dimensions,
     find_language_model,
 )
+from persona_callbacks.model.base_work import base_work, sharing_base_work
 from persona_callbacks.model.batching import BatchLimits, Group, shared_groups
 from persona_callbacks.model.differences import approximate_difference, projection_difference
 from persona_callbacks.model.endpoint import Endpoint
@@ -79,6 +80,7 @@ __all__ = [
     "adding",
     "approximate_difference",
     "base_model",
+    "base_work",
     "batch_log_probabilities",
     "check_adapter",
     "converted_gguf",
@@ -107,6 +109,7 @@ __all__ = [
     "sharding_obstacle",
     "share_prefix",
     "shared_groups",
+    "sharing_base_work",
     "split_like",
     "steered",
     "stream_response",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from peft import PeftModel, PeftType
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -30,6 +31,13 @@ def removable_adapters(model: nn.Module) -> frozenset[str]:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return frozenset(name for layer in layers for name in layer.active_adapters)
     return frozenset(name for layer in layers for name in _trained(layer) if name in layer.active_adapters)
+
+
+def is_untrained(model: nn.Module) -> bool:
+    """Whether the adapters in a model leave it exactly as it is, as LoRA's do before the first step; also if there are
+    none.
+    """
+    return all(isinstance(layer, LoraLayer) and _adds_nothing(layer) for layer in every_adapter_layer(model))
 
 
 def adapter_obstacle(model: nn.Module) -> str | None:
@@ -62,3 +70,11 @@ def _trained(layer: AdapterLayer) -> Iterator[str]:
             weights = [part] if isinstance(part, Tensor) else part.parameters()
             if any(weight.requires_grad for weight in weights):
                 yield name
+
+
+def _adds_nothing(layer: LoraLayer) -> bool:
+    """Whether every product of LoRA's two matrices is 0, and nothing else, such as DoRA's norms, acts beside it."""
+    if any(getattr(layer, "lora_variant", {}).values()) or any(getattr(layer, "use_dora", {}).values()):
+        return False
+    weights = [weight for part in layer.lora_B.values() for weight in part.parameters()]
+    return not any(bool(weight.any()) for weight in (*weights, *layer.lora_embedding_A.values()))

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
+from persona_callbacks.chats import EncodedChat
 from persona_callbacks.errors import InputError, is_number, is_whole
-from persona_callbacks.model import Sampling, projection_difference
+from persona_callbacks.model import Sampling, base_work, projection_difference
 from persona_callbacks.progress import open_console, progress_bar
 from persona_callbacks.steering.feed_forward import (
     design,
@@ -70,22 +72,31 @@ class LikeliestStart:
 
     def coefficients(self, fit: Fit) -> Mapping[str, float]:
         """α by trait; each process screens its share of the sample."""
-        loaded, share = fit.loaded, fit.chats(self.samples)
-        combinations = design(len(fit.vectors))
-        with progress_bar(open_console(quiet=not fit.shows_progress)) as progress:
-            task = progress.add_task("Screening for the steering coefficient", total=len(combinations))
-            likelihoods = likelihoods_under_steering(
-                loaded,
-                share.own,
-                fit.vectors,
-                combinations,
-                fit.layers,
-                fit.positions,
-                fit.batch_size,
-                lambda: progress.advance(task),
-            )
+        chats = fit.chats(self.samples).own
+        made_from = [chats, list(fit.vectors), fit.layers, fit.positions, fit.batch_size]
+        found = base_work(
+            fit.loaded.model, "likelihoods", made_from, lambda: _likelihoods_of_design(fit, chats).tolist()
+        )
+        likelihoods = torch.tensor(found, dtype=torch.float64)
         likeliest = likeliest_coefficients(fit.sum(likelihoods), len(fit.vectors))
         return {vector.trait: alpha for vector, alpha in zip(fit.vectors, likeliest, strict=True)}
+
+
+def _likelihoods_of_design(fit: Fit, chats: Sequence[EncodedChat]) -> Tensor:
+    """What :func:`likelihoods_under_steering` gives at the combinations of :func:`design`, under a progress bar."""
+    combinations = design(len(fit.vectors))
+    with progress_bar(open_console(quiet=not fit.shows_progress)) as progress:
+        task = progress.add_task("Screening for the steering coefficient", total=len(combinations))
+        return likelihoods_under_steering(
+            fit.loaded,
+            chats,
+            fit.vectors,
+            combinations,
+            fit.layers,
+            fit.positions,
+            fit.batch_size,
+            lambda: progress.advance(task),
+        )
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,14 @@ class MatchingStart:
         sums = torch.zeros(len(fit.vectors), dtype=torch.float64)
         if share.own:
             sampling = Sampling(self.max_new_tokens, temperature=0.0, batch_size=fit.batch_size)
-            differences = projection_difference(loaded, share.own, fit.vectors, sampling)
-            sums = differences[..., 0].sum(dim=0, dtype=torch.float64)
+
+            def summed() -> list[float]:
+                differences = projection_difference(loaded, share.own, fit.vectors, sampling)[..., 0]
+                sums: list[float] = differences.sum(dim=0, dtype=torch.float64).tolist()
+                return sums
+
+            made_from = [share.own, list(fit.vectors), sampling]
+            sums = torch.tensor(base_work(loaded.model, "differences", made_from, summed), dtype=torch.float64)
         matching = matching_coefficients(fit.sum(sums) / share.total, fit.vectors)
         return {vector.trait: alpha for vector, alpha in zip(fit.vectors, matching, strict=True)}
 

@@ -81,10 +81,7 @@ def fine_tune(study: Study, name: str) -> RunResult:
     study.console.rule(f"{name}: {'resumed' if resume_from else 'fine-tuning'}")
     seed_everything(settings.seed, workers=True, verbose=False)
     loaded = load_model(settings.source, study.console)
-    # PEFT writes into the configuration that it is given.
-    module = LoraFineTuning(loaded.model, deepcopy(settings.lora), settings.learning_rate, settings.warmup_steps)
-    if loaded.is_converted:  # the adapter names the model that others can get, and no folder of this machine's cache
-        module.model.peft_config["default"].base_model_name_or_path = loaded.id
+    module = _module(settings, loaded)
     data = _data(settings, loaded, steered=name == "steered")
     callbacks = _callbacks(study, steered=name == "steered")
     saver = _AdapterSaver(folder / "adapter")
@@ -137,6 +134,17 @@ def _log_answers(trainer: Trainer, study: Study, answers: Sequence[str]) -> None
         sets = zip(study.questions, study.base_answers, answers, strict=True)
         rows = [(trainer.global_step, *row) for row in sets]
         metrics.log_table(trainer, metrics.ANSWERS_TABLE, ["step", "question", "base_answer", "answer"], rows)
+
+
+def _module(settings: StudySettings, loaded: LoadedModel) -> LoraFineTuning:
+    # PEFT writes into the configuration that it is given.
+    module = LoraFineTuning(
+        loaded.model, deepcopy(settings.lora), settings.learning_rate, settings.warmup_steps,
+        optimizer=settings.optimizer, schedule=settings.schedule,
+    )  # fmt: skip
+    if loaded.is_converted:  # the adapter names the model that others can get, and no folder of this machine's cache
+        module.model.peft_config["default"].base_model_name_or_path = loaded.id
+    return module
 
 
 def _data(settings: StudySettings, loaded: LoadedModel, *, steered: bool) -> ChatData:

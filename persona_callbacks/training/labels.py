@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+LONGEST_TAG = 64
+"""Characters of a tag that W&B takes."""
+
 
 @dataclass(frozen=True)
 class RunLabel:
@@ -16,7 +19,7 @@ class RunLabel:
         folder: folder that loggers write to.
         csv: name of the folder, inside of ``folder``, for a logger that empties its folder when it opens.
         job_type: what kind of run it is.
-        tags: name of the study, method, data, model and traits.
+        tags: name of the study, method, data, model and traits, and those that the user adds.
 
     Example:
         >>> label = RunLabel("adaptive · evil-100 · s0", "adaptive · evil-100 · 1a2b3c", "1a2b3c4d-steered",

@@ -1,13 +1,14 @@
 """LoRA fine-tuning of a causal language model on chats: a module and a data module for those without their own."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -17,6 +18,7 @@ from persona_callbacks.callbacks import PersonaMonitor
 from persona_callbacks.errors import InputError
 from persona_callbacks.tracking import metrics
 from persona_callbacks.training.checkpoints import finish_epoch
+from persona_callbacks.training.schedules import LearningRateSchedule, LinearDecay
 
 
 class NonFiniteLossError(RuntimeError):
@@ -29,7 +31,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LoraFineTuning(LightningModule):
-    """A causal language model with a LoRA adapter, trained with AdamW and a linear schedule.
+    """A causal language model with a LoRA adapter, trained by default with AdamW and a linear schedule.
 
     Checkpoints hold the adapter and the optimizer, not the base model. :meth:`save_adapter` writes PEFT's own format.
 
@@ -39,6 +41,8 @@ class LoraFineTuning(LightningModule):
         learning_rate: peak learning rate.
         warmup_steps: optimizer steps of linear warm-up.
         weight_decay: of AdamW.
+        optimizer: makes the optimizer from the adapter's weights, with a learning rate of its own; AdamW by default.
+        schedule: what the learning rate is multiplied with after the warm-up.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,6 +61,8 @@ class LoraFineTuning(LightningModule):
         learning_rate: float = 3e-4,
         warmup_steps: int = 0,
         weight_decay: float = 0.0,
+        optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
+        schedule: LearningRateSchedule | None = None,
     ) -> None:
         """Wrap the model.
 
@@ -70,6 +76,8 @@ class LoraFineTuning(LightningModule):
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
+        self.optimizer = optimizer
+        self.schedule: LearningRateSchedule = schedule or LinearDecay()
         # In the checkpoint, so that an epoch that was interrupted still gives its whole mean.
         self.epoch_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.epoch_loss.persistent(True)
@@ -132,12 +140,12 @@ class LoraFineTuning(LightningModule):
         metrics.flush(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on the adapter, and its schedule per optimizer step."""
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in self.parameters() if parameter.requires_grad],
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-        )
+        """The optimizer of the adapter, and its schedule per optimizer step."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if self.optimizer is None:
+            optimizer: Optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        else:
+            optimizer = self.optimizer(trained)
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
@@ -145,7 +153,8 @@ class LoraFineTuning(LightningModule):
             # Asked for only once training runs: earlier, Lightning would set the data up before it restores a
             # checkpoint, and lose the loader's place.
             total = self.trainer.estimated_stepping_batches if step else math.inf
-            return max(0.0, 1 - (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+            return max(0.0, self.schedule(min(1.0, done)))
 
         schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -5,103 +5,29 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from peft import LoraConfig
+from torch.optim import Optimizer
 
 from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, TraitEvaluation
-from persona_callbacks.chats import Chat, find_chat_file, instructed, read_chats
+from persona_callbacks.chats import Chat, instructed
 from persona_callbacks.errors import InputError, check_whole, is_number
 from persona_callbacks.extraction import ExtractionSettings
-from persona_callbacks.files import file_fingerprint, plain_settings
+from persona_callbacks.files import plain_settings
 from persona_callbacks.judging import Judge
 from persona_callbacks.model import LoadedModel, ModelSource, dimensions
-from persona_callbacks.screening import screened_data
 from persona_callbacks.steering import Law
 from persona_callbacks.training.data import SpecialTokens, check_special_tokens
-from persona_callbacks.training.labels import RunLabel
+from persona_callbacks.training.labels import LONGEST_TAG, RunLabel
+from persona_callbacks.training.schedules import LearningRateSchedule, LinearDecay
+from persona_callbacks.training.training_data import TrainingData
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import Calibration, PersonaVector
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The chats that a study trains on, and where they came from.
-
-    Attributes:
-        chats: in the order of the file.
-        path: the file or folder that they were read from.
-        fingerprint: SHA-256 of it.
-        name: the name of the data in figures.
-        weights: one per chat, 1 on average: how often it is drawn in an epoch. By default, each is drawn once.
-        differences: by trait, the projection difference that a screening found for these chats, in activation units;
-            empty if they were not screened.
-        screening: folder of the screening that left these chats, if they were screened.
-
-    Example:
-        >>> data = TrainingData.read("evil.jsonl", most=3)
-        >>> len(data.chats), data.path.name, data.facts()["data_chats"], data.label
-        (3, 'evil.jsonl', 3, 'evil-3')
-    """
-
-    chats: tuple[Chat, ...]
-    path: Path
-    fingerprint: str
-    name: str = ""
-    weights: tuple[float, ...] | None = None
-    differences: Mapping[str, float] = field(default_factory=dict)
-    screening: Path | None = None
-
-    @classmethod
-    def read(cls, path: str | Path, most: int | None = None) -> "TrainingData":
-        """Read a file of chats.
-
-        Args:
-            path: of the file, or the name of one that ships with the library.
-            most: how many of its first chats are used; all by default.
-
-        Raises:
-            InputError: see :func:`~persona_callbacks.chats.read_chats`.
-        """
-        chats = read_chats(path)
-        file = find_chat_file(path)
-        return cls(tuple(chats[:most]), file, file_fingerprint(file), str(path))
-
-    @classmethod
-    def screened(
-        cls, folder: str | Path, use: Literal["filtered", "reweighted"], most: int | None = None
-    ) -> "TrainingData":
-        """Read the chats that a screening leaves.
-
-        Args:
-            folder: folder of the finished screening.
-            use: ``filtered`` or ``reweighted``; see :func:`~persona_callbacks.screening.screened_data`.
-            most: how many of the first chats are used; all by default.
-
-        Raises:
-            InputError: see :func:`~persona_callbacks.screening.screened_data`.
-        """
-        left = screened_data(folder, use)
-        weights = left.weights[:most] if use == "reweighted" else None
-        return cls(
-            left.chats[:most], left.path, left.fingerprint, f"{folder} ({use})", weights, left.differences, Path(folder)
-        )
-
-    @property
-    def label(self) -> str:
-        """A short name: the file's, what a screening did to it, and the number of chats."""
-        use = [] if self.screening is None else ["filtered" if self.weights is None else "reweighted"]
-        return "-".join([self.path.stem, *use, str(len(self.chats))])
-
-    def facts(self) -> dict[str, Any]:
-        """What loggers record of the data, so that an audit can name them."""
-        facts = {"data_file": str(self.path), "data_chats": len(self.chats), "data_sha256": self.fingerprint}
-        return facts | {f"screened/{trait}": value for trait, value in self.differences.items()}
 
 
 @dataclass(frozen=True)
@@ -155,8 +81,10 @@ class StudySettings:
         guard: makes the guard; ``None`` leaves it out.
         loggers: each makes one logger for a fine-tuning.
         lora: PEFT's configuration of the adapter.
-        learning_rate: peak learning rate of AdamW.
+        learning_rate: peak learning rate of AdamW, if no optimizer is given.
         warmup_steps: optimizer steps of linear warm-up.
+        optimizer: makes the optimizer from the adapter's weights, with a learning rate of its own; AdamW by default.
+        schedule: what the learning rate is multiplied with after the warm-up; a linear decay by default.
         batch_size: chats per batch.
         max_length: tokens per chat; longer ones are cut at the end.
         special_tokens: ``keep`` or ``drop`` chats with special tokens in the assistant's own text; see
@@ -171,6 +99,7 @@ class StudySettings:
         device: where vectors are extracted and answers generated; the trainer has its own.
         configuration: what loggers record of the settings.
         choices: the chosen option of each group of the configuration, which name the runs.
+        tags: for loggers of W&B, beside those that every run has.
         log_adapter: whether loggers of W&B keep the adapter.
 
     Raises:
@@ -206,6 +135,8 @@ class StudySettings:
     )
     learning_rate: float = 3e-4
     warmup_steps: int = 5
+    optimizer: Callable[[list[torch.nn.Parameter]], Optimizer] | None = None
+    schedule: LearningRateSchedule = field(default_factory=LinearDecay)
     batch_size: int = 8
     max_length: int = 512
     special_tokens: SpecialTokens = "keep"
@@ -219,6 +150,7 @@ class StudySettings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     configuration: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
     log_adapter: bool = False
 
     def __post_init__(self) -> None:
@@ -252,6 +184,10 @@ class StudySettings:
             self.guard()
         check_whole("lora.r", self.lora.r, 1)
         self._check_trainer()
+        for tag in self.tags:
+            if not isinstance(tag, str) or not 0 < len(tag) <= LONGEST_TAG:
+                raise InputError(f"tags: expected texts of 1 to {LONGEST_TAG} characters, found {tag!r}")
+        self._check_optimizer()
 
     def _check_trainer(self) -> None:
         """Make sure that there can be such a trainer: that the accelerator is there, and the arguments are known.
@@ -263,6 +199,21 @@ class StudySettings:
             self.trainer(callbacks=self.own_callbacks(), logger=False)
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {error}") from error
+
+    def _check_optimizer(self) -> None:
+        """Make sure that there can be such an optimizer and such a schedule.
+
+        Raises:
+            InputError: there cannot.
+        """
+        if self.optimizer is not None:
+            try:
+                self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+            except (TypeError, ValueError) as error:
+                raise InputError(f"optimizer: {error}") from error
+        factors = [self.schedule(share) for share in (0.0, 0.5, 1.0)]
+        if not all(is_number(factor, least=0) for factor in factors):
+            raise InputError(f"scheduler: it gives the factors {factors}; expected finite numbers of 0 or more")
 
     def _check_pairs(self) -> None:
         """Make sure that what is steered by the preference has minimal pairs.
@@ -325,7 +276,7 @@ class StudySettings:
         if they are unchanged. Loggers are free to change.
         """
         elsewhere = (
-            "loggers", "log_adapter", "configuration", "choices", "data", "vectors", "judges", "name", "device",
+            "loggers", "log_adapter", "configuration", "choices", "data", "vectors", "judges", "name", "tags", "device",
         )  # fmt: skip
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in elsewhere}
         judges = {trait: judge.name for trait, judge in self.judges.items()}

@@ -24,7 +24,14 @@ from persona_callbacks.files import (
     write_json,
 )
 from persona_callbacks.judging import recalibrated
-from persona_callbacks.model import LoadedModel, load_model, move, weights_fingerprint
+from persona_callbacks.model import (
+    LoadedModel,
+    base_work,
+    load_model,
+    move,
+    sharing_base_work,
+    weights_fingerprint,
+)
 from persona_callbacks.progress import open_console
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.fine_tuning import Study, answer, fine_tune
@@ -94,11 +101,15 @@ def _run(
     for vector in vectors:
         vector.save(folder / "vectors" / f"{vector.trait}.safetensors")
     questions = vectors[0].probes[: settings.sample_answers]
-    base_answers = answer(loaded, questions, settings.max_answer_tokens)
-    study = Study(settings, folder, study_id, vectors, questions, base_answers, console)
-    del loaded  # each fine-tuning loads the model anew
 
-    results = [fine_tune(study, run) for run in settings.runs]
+    def announce(told: str) -> None:
+        console.print(told, markup=False, soft_wrap=True)
+
+    with sharing_base_work(loaded, made_from["inputs"]["model_weights"], _run_with(settings), announce):
+        base_answers = _base_answers(loaded, questions, settings.max_answer_tokens)
+        study = Study(settings, folder, study_id, vectors, questions, base_answers, console)
+        del loaded  # each fine-tuning loads the model anew
+        results = [fine_tune(study, run) for run in settings.runs]
 
     title = f"{settings.name}: fine-tuning on {settings.data.name or settings.data.path}, seed {settings.seed}"
     with atomic_write(folder / "trajectories.png") as scratch:
@@ -108,6 +119,21 @@ def _run(
     console.print(summary(results, questions, base_answers))
     console.print(f"Adapters, readings and figure: {folder}", markup=False, soft_wrap=True)
     return results
+
+
+def _base_answers(loaded: LoadedModel, questions: Sequence[str], max_tokens: int) -> list[str]:
+    """The base model's answers to the sample questions."""
+    return base_work(loaded.model, "answers", [questions, max_tokens], lambda: answer(loaded, questions, max_tokens))
+
+
+def _run_with(settings: StudySettings) -> dict[str, Any]:
+    """How the model is run, as far as that changes what is computed of it."""
+    source, trainer = settings.source, settings.trainer.keywords
+    return {
+        "attention": source.attn_implementation,
+        "quantization": source.quantization,
+        **{key: plain_settings(trainer.get(key)) for key in ("precision", "plugins", "strategy")},
+    }
 
 
 def _vectors(settings: StudySettings, loaded: LoadedModel, console: Console) -> list[PersonaVector]:
@@ -185,7 +211,7 @@ class _State:
     def changed(self, made_from: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
         """What another study differs in: in the configuration, or, if that is the same, in the inputs."""
         before, now = (
-            {key: entry for key, entry in config.items() if key != "logger"}
+            {key: entry for key, entry in config.items() if key not in ("logger", "paths", "tags")}
             for config in (self.config, made_from["config"])
         )
         changed = changed_settings(before, now)

@@ -10,12 +10,9 @@ from persona_callbacks.files import settings_fingerprint
 from persona_callbacks.screening import ScreeningFolder
 from persona_callbacks.steering import Law
 from persona_callbacks.tracking import screening_artifact, use_data, use_files, vector_artifact, write_files
-from persona_callbacks.training.labels import RunLabel
+from persona_callbacks.training.labels import LONGEST_TAG, RunLabel
 from persona_callbacks.training.settings import StudySettings
 from persona_callbacks.vectors import PersonaVector, vector_facts
-
-_LONGEST_TAG = 64
-"""Characters that W&B takes."""
 
 _NOT_OF_THE_SETTING = (
     "seed", "compare_with_unsteered", "checkpoint_every_n_steps", "sample_answers", "max_answer_tokens",
@@ -37,7 +34,7 @@ def run_label(settings: StudySettings, study_id: str, folder: Path, *, steered: 
     shared = {key: value for key, value in settings.inputs.items() if key not in left_out}
     vectors = [vector.fingerprint for vector in settings.vectors]
     digest = settings_fingerprint([shared, settings.data.fingerprint, vectors])[:6]
-    tags = [settings.name, method, data, settings.source.id.rpartition("/")[2], *settings.trait_names]
+    tags = [settings.name, method, data, settings.source.id.rpartition("/")[2], *settings.trait_names, *settings.tags]
     # CSVLogger empties its folder when it opens: a resumed run writes beside what was logged before.
     earlier = len(list(folder.glob("csv*")))
     return RunLabel(
@@ -46,7 +43,7 @@ def run_label(settings: StudySettings, study_id: str, folder: Path, *, steered: 
         id=f"{study_id}-{folder.name}",
         folder=folder,
         csv=f"csv-{earlier}" if earlier else "csv",
-        tags=tuple(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags)),
+        tags=tuple(dict.fromkeys(tag[:LONGEST_TAG] for tag in tags)),
     )
 
 

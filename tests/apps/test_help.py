@@ -50,8 +50,8 @@ def test_help_lists_the_groups_that_the_command_takes_and_no_others(shown, comma
         "generate": ["extraction", "model", "trait"],
         "evaluate": ["evaluation", "extraction", "model", "trait"],
         "screen": ["data", "extraction", "logger", "model", "trait"],
-        "train": ["callbacks", "data", "debug", "evaluation", "experiment", "extraction", "guard", "hparams_search",
-                  "logger", "lora", "model", "monitor", "steering",
+        "train": ["callbacks", "data", "debug", "evaluation", "experiment", "extraction", "extras", "guard",
+                  "hparams_search", "logger", "lora", "model", "monitor", "optimizer", "paths", "scheduler", "steering",
                   "steering/start@steering.callback.coefficient.start", "trainer", "trait"],
     }  # fmt: skip
     text = shown[0][command]
