@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from persona_callbacks.callbacks._packing import chat_numbers
 from persona_callbacks.callbacks._seams import BatchAdapter, adapted, field_of
 from persona_callbacks.chats import EncodedChat, last_turn
+from persona_callbacks.traits import spread
 
 _WAY_OUT = "pass a constant coefficient, or chats="
 
@@ -57,7 +58,7 @@ def sample_chats(
             f" 'labels' that mark a response (-100 elsewhere), but {type(items[0]).__name__ if items else 'nothing'};"
             f" {_WAY_OUT}"
         )
-    return chats
+    return list(spread(chats, count))  # an item may hold several
 
 
 def _items(callback: str, loader: Any, count: int) -> list[Any]:
@@ -109,10 +110,12 @@ def _encoded_each(callback: str, items: Sequence[Any], tokenizer: _Tokenizer) ->
 
 
 def _apart(callback: str, item: Any) -> list[Any]:
-    """The chats of an item that holds several, as packed data sets have them."""
+    """The chats of an item that holds several, as packed data sets have them, or those that yield batches."""
     ids, positions = (
         None if isinstance(item, EncodedChat) else field_of(item, n) for n in ("input_ids", "position_ids")
     )
+    if ids is not None and ids.ndim == 2 and len(ids) > 1:
+        return _rows(callback, item)
     if ids is None or positions is None:
         return [item]
     tensors = {name: field_of(item, name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}

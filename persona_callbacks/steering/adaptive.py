@@ -29,14 +29,15 @@ class Adaptive(Law):
     *Feedback*: at each reading, with the error e = (value of the sensor - target) / push, beyond ``tolerance``, α moves
     by at most ``slew`` towards
 
-        start + proportional · e + the sum over readings of integral · e,
+        start + proportional · e + the sum over steps of integral · e,
 
     and stays within 0 and its start + ``reach``. The first term answers what may pass: the shift often peaks early and
     falls back. The second answers what stays; against wind-up, it is not summed further while α is at a bound that it
     pushes against. α is never negative: a model that shows less of a trait than the target is left alone, since
     steering away from a trait would teach it to the weights. Readings come after every step until the error is within
-    ``tolerance`` or α at a bound; then the interval doubles, up to the monitor's ``every_n_steps``, as long as the
-    error hardly changes.
+    ``tolerance``, α at a bound, or α hardly moves (by a fifth of ``slew`` in a step); then the interval doubles, up to
+    the monitor's ``every_n_steps``, as long as the error hardly changes. Steps without a reading count as having the
+    error of the next one.
 
     A reading in which a value of the sensor is not finite is ignored, with a warning.
 
@@ -76,7 +77,7 @@ class Adaptive(Law):
     """The share of the error that is answered as long as the error lasts."""
 
     integral: float = 0.05
-    """The share of the error that is answered, and kept, at each reading."""
+    """The share of the error that is answered, and kept, at each step."""
 
     slew: float = 0.1
     """The largest change of α at a reading."""
@@ -153,6 +154,7 @@ class Adaptive(Law):
     def after_reading(self, reading: Reading) -> Mapping[str, float]:
         assert self._controller is not None
         values, targets, step = reading.values(self.sensor), self._targets(reading.step), reading.step
+        elapsed = max(1, step - self._last_reading)
         self._last_reading = step
         lost = [trait for trait in self._traits if not math.isfinite(values[trait])]
         if lost:
@@ -162,7 +164,10 @@ class Adaptive(Law):
             )
             return self._coefficients(self._controller)
         self._controller.update(
-            [values[trait] for trait in self._traits], [targets[trait] for trait in self._traits], self._interval
+            [values[trait] for trait in self._traits],
+            [targets[trait] for trait in self._traits],
+            self._interval,
+            elapsed,
         )
         return self._coefficients(self._controller)
 

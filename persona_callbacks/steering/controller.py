@@ -9,6 +9,10 @@ from torch import Tensor
 from persona_callbacks.steering.solving import solve
 
 
+_RESTING = 0.2
+"""The share of the slew within which α counts as hardly moving, in a step."""
+
+
 class Gains(Protocol):
     """The settings of the feedback, in units of what a coefficient of 1 moves; :class:`~persona_callbacks.Adaptive` has
     them.
@@ -57,13 +61,14 @@ class Controller:
         self.interval = 1
         self.saturated = [False] * len(self._start)
 
-    def update(self, values: Sequence[float], targets: Sequence[float], longest: int) -> None:
+    def update(self, values: Sequence[float], targets: Sequence[float], longest: int, elapsed: int = 1) -> None:
         """Answer a reading.
 
         Args:
             values: the sensor's by trait, in its units.
             targets: what they are to be.
             longest: optimizer steps between readings when all is steady.
+            elapsed: optimizer steps since the last reading.
         """
         gains = self._gains
         start, before, kept, previous = (
@@ -78,12 +83,13 @@ class Controller:
         wanted = start + gains.proportional * asked + kept
         at_highest, at_lowest = wanted >= highest, wanted <= 0
         pushed = (at_highest & (asked > 0)) | (at_lowest & (asked < 0))
-        self._sum = torch.where(pushed, kept, kept + gains.integral * asked).tolist()
+        self._sum = torch.where(pushed, kept, kept + elapsed * gains.integral * asked).tolist()
         moved = before + (wanted - before).clamp(-gains.slew, gains.slew)
         self.coefficients = moved.clamp_min(0).minimum(highest).tolist()
         self.saturated = ((moved >= highest) & (error > gains.tolerance)).tolist()
-        # Nothing is gained by looking often when the target is held, or when α cannot do more.
-        settled = (error.abs() <= gains.tolerance) | (moved >= highest) | (moved <= 0)
+        # Nothing is gained by looking often when the target is held, when α cannot do more, or when it hardly moves.
+        rests = (moved - before).abs() <= _RESTING * gains.slew * elapsed
+        settled = (error.abs() <= gains.tolerance) | (moved >= highest) | (moved <= 0) | rests
         is_steady = bool((settled & ((error - previous).abs() <= gains.tolerance)).all())
         self.interval = min(longest, self.interval * 2 if is_steady else 1)
         self._previous = error.tolist()

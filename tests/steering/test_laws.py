@@ -18,14 +18,14 @@ def plant(law, *, gain, rate, undo, start, noise=0.03, steps=200, demand=lambda 
     """
     noises = random.Random(0)
     controller = Controller(law, [start], ONE)
-    shift, due, shifts, alphas = 0.0, 1, [], []
+    shift, due, last, shifts, alphas = 0.0, 1, 0, [], []
     for step in range(1, steps + 1):
         towards = gain * (demand(step) - controller.coefficients[0])
         back = abs(towards) < abs(shift) or towards * shift < 0
         shift += rate * (towards - shift) * (undo if back else 1)
         if step == due or step % longest == 0:
-            controller.update([shift + noises.gauss(0, noise)], [0.0], longest)
-            due = step + controller.interval
+            controller.update([shift + noises.gauss(0, noise)], [0.0], longest, step - last)
+            due, last = step + controller.interval, step
         shifts.append(shift)
         alphas.append(controller.coefficients[0])
     return shifts, alphas
@@ -88,6 +88,28 @@ def test_unreachable_target_is_reported_and_steady_readings_become_rare():
     controller.update([-0.5], [0.0], 10)
     assert controller.saturated == [False]
     assert controller.interval == 1
+
+
+def test_while_the_coefficient_creeps_readings_become_rare_and_it_creeps_as_fast():
+    """A steady error within reach: what is kept is summed over steps, however rarely they are read."""
+    seldom, often = (Controller(Adaptive(), [0.5], ONE) for _ in range(2))
+    due, last, readings = 1, 0, 0
+    for step in range(1, 41):
+        often.update([0.15], [0.0], 1)
+        if step == due:
+            seldom.update([0.15], [0.0], 10, step - last)
+            due, last, readings = step + seldom.interval, step, readings + 1
+            # α after a reading holds what was kept before it
+            assert seldom.coefficients[0] == pytest.approx(often.coefficients[0], abs=0.05)
+    assert readings < 12
+    assert often.coefficients[0] > 0.7
+
+
+def test_a_coefficient_that_moves_fast_is_read_at_every_step():
+    controller = Controller(Adaptive(), [0.5], ONE)
+    for _ in range(3):
+        controller.update([1.0], [0.0], 10)  # steady, and far from what is held
+        assert controller.interval == 1
 
 
 def test_correlated_traits_are_not_pushed_twice():
