@@ -78,7 +78,14 @@ def dataclasses_of(tokenizer):
     return DataLoader(TURNS, batch_size=3, collate_fn=lambda rows: Batch(**collate(rows)))
 
 
-KINDS = [tokenised, all_tokens, copied_labels, streamed, dataclasses_of]
+def whole_batches(tokenizer):
+    """A data set whose items are batches."""
+    chats = encoded(tokenizer)
+    return DataLoader([pad(chats[start : start + 2], tokenizer.pad_token_id) for start in range(0, len(chats), 2)],
+                      batch_size=None)  # fmt: skip
+
+
+KINDS = [tokenised, all_tokens, copied_labels, streamed, dataclasses_of, whole_batches]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -92,6 +99,11 @@ def test_every_kind_gives_the_chats_that_it_holds(kind, tokenizer):
         assert tokenizer.decode(chat.input_ids[chat.prompt_length :]).strip().startswith(
             tokenizer.decode([i for i, own in zip(reference.input_ids, reference.response_mask, strict=True) if own])
         )  # fmt: skip
+
+
+def test_of_items_that_hold_several_chats_no_more_are_taken_than_asked_for(tokenizer):
+    trainer = type("T", (), {"train_dataloader": whole_batches(tokenizer)})()
+    assert len(sample_chats("test", trainer, 3, lambda: tokenizer)) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
