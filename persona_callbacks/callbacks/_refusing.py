@@ -56,10 +56,20 @@ class RefusingCallback(Callback):
             )
         if is_lightnings(trainer.strategy, "ModelParallelStrategy"):
             self._refuse_to_work_split()
-        facts: dict[str, Any] = {type(self).__name__: plain_settings(self.facts())}
+        metrics.describe(trainer, self._described(trainer.callbacks))  # type: ignore[attr-defined]
+
+    def _described(self, callbacks: Sequence[Callback]) -> dict[str, Any]:
+        """What loggers record. Loggers replace an entry of the same name, so that the second of a class has another,
+        and the vectors are those of all these callbacks.
+        """
+        own = [callback for callback in callbacks if isinstance(callback, RefusingCallback)]
+        number = [callback for callback in own if type(callback) is type(self)].index(self) + 1
+        name = type(self).__name__ + (f"_{number}" if number > 1 else "")
+        described: dict[str, Any] = {name: plain_settings(self.facts())}
         if self.vectors:
-            facts["persona_vectors"] = {vector.trait: vector_facts(vector) for vector in self.vectors}
-        metrics.describe(trainer, facts)
+            vectors = [vector for callback in own for vector in callback.vectors]
+            described["persona_vectors"] = {vector.trait: vector_facts(vector) for vector in vectors}
+        return described
 
     def facts(self) -> dict[str, Any]:
         """What loggers record of the callback, its vectors aside."""

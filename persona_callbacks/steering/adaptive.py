@@ -17,7 +17,7 @@ from persona_callbacks.steering.laws import Law
 from persona_callbacks.steering.reading import Reading, Sensor
 from persona_callbacks.steering.reference import Reference
 from persona_callbacks.steering.solving import pushes
-from persona_callbacks.steering.starts import GivenStart, LikeliestStart, Start, as_start
+from persona_callbacks.steering.starts import GivenStart, Start, as_start
 
 
 @dataclass
@@ -59,8 +59,9 @@ class Adaptive(Law):
         Reference(run='outputs/normal/seed-0/unsteered')
     """
 
-    start: Start | float | Mapping[str, float] = LikeliestStart()  # noqa: RUF009, frozen
-    """Where α starts: an object that tells it, or the value itself, one for all traits or one per trait."""
+    start: Start | float | Mapping[str, float] | None = None
+    """Where α starts: an object that tells it, or the value itself, one for all traits or one per trait;
+    ``LikeliestStart()`` if ``None``."""
 
     feedback: bool = True
     """Whether to trim α; if not, it stays where it started."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from persona_callbacks.steering.solving import solve
 
-
 _RESTING = 0.2
 """The share of the slew within which α counts as hardly moving, in a step."""
 

@@ -178,12 +178,14 @@ class GivenStart:
         return by_trait(self.coefficient, [vector.trait for vector in fit.vectors], "start")
 
 
-def as_start(start: Start | float | Mapping[str, float]) -> Start:
-    """The object itself, or a start at the number or numbers given.
+def as_start(start: Start | float | Mapping[str, float] | None) -> Start:
+    """The object itself, a start at the number or numbers given, or the default.
 
     Raises:
         InputError: it is neither.
     """
+    if start is None:
+        return LikeliestStart()
     if isinstance(start, (int, float, Mapping)):
         return GivenStart(start)
     if not isinstance(start, Start):

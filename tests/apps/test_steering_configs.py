@@ -23,6 +23,7 @@ from persona_callbacks.apps.train import study_settings, train
 from persona_callbacks.chats import read_chats
 from persona_callbacks.judging import LabelCalibration
 from persona_callbacks.steering import GivenStart, MatchingStart, Reference
+from persona_callbacks.steering.starts import as_start
 
 
 def config(*overrides):
@@ -45,8 +46,8 @@ def test_each_choice_makes_the_callback_it_names(choice):
         expected = {
             "constant": Constant(1.0),
             "schedule": Schedule(),
-            "adaptive": Adaptive(),
-            "feedforward": Adaptive(feedback=False),
+            "adaptive": Adaptive(as_start(Adaptive().start)),
+            "feedforward": Adaptive(as_start(Adaptive().start), feedback=False),
             "reactive": Adaptive(GivenStart(0.0), reach=3.0),
         }
         assert steering.law == expected[choice], "the file's defaults and the code's differ"

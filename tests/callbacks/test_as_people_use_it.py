@@ -301,6 +301,31 @@ def test_lightning_cli_makes_callbacks_of_paths(tmp_path):
     assert steering.law == Constant(0.5)
 
 
+@pytest.mark.parametrize("given", [{}, {"target": 1.5}, {"start": 0.5, "feedback": False}], ids=str)
+def test_lightning_cli_makes_adaptive_steering(given, tmp_path):
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--callbacks", type=list[pl.Callback])
+    law = {"coefficient": {"class_path": "persona_callbacks.Adaptive", "init_args": given}} if given else {}
+    made = {"class_path": "persona_callbacks.PreventativeSteering", "init_args": {"vectors": [saved(tmp_path)], **law}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"callbacks": [made]}))
+    parser.add_argument("--config", action="config")
+    (steering,) = parser.instantiate_classes(parser.parse_args([f"--config={tmp_path / 'config.yaml'}"])).callbacks
+    assert steering.law == Adaptive(**given)
+
+
+def test_two_monitors_are_both_described_to_loggers(tokenizer, tmp_path):
+    logger = CSVLogger(tmp_path)
+    monitors = [
+        PersonaMonitor([make_vector(trait)], every_n_steps=every, pairs=0)
+        for trait, every in (("evil", 1), ("sycophancy", 2))
+    ]
+    fit(ForeignModule(tiny_model(), tokenizer), monitors, tmp_path, logger=logger, max_steps=1)
+    described = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())
+    assert [described[name]["every_n_steps"] for name in ("PersonaMonitor", "PersonaMonitor_2")] == [1, 2]
+    assert set(described["persona_vectors"]) == {"evil", "sycophancy"}
+
+
 def test_an_environment_variable_adds_a_monitor_to_every_trainer(tokenizer, tmp_path, monkeypatch):
     """As installed: Lightning finds the function by its entry point."""
     for group in ("lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory"):
