@@ -154,6 +154,14 @@ def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     _rows[trainer] = (trainer.global_step, {**row, **values})
 
 
+def define(trainer: Trainer, *names: str) -> None:
+    """Tell loggers of metrics that Lightning logs, as they are told of those that :func:`log` writes."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            with faults_as_warnings(f"logging to {type(logger).__name__}"):
+                _define(logger, names)
+
+
 def flush(trainer: Trainer) -> None:
     """Write the values that :func:`log` was given last, if they are not written yet."""
     if trainer in _rows:

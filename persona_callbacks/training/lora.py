@@ -131,6 +131,7 @@ class LoraFineTuning(LightningModule):
             torch.set_rng_state(states["cpu"])
         if "cuda" in states:
             torch.cuda.set_rng_state_all(states["cuda"])
+        metrics.define(self.trainer, metrics.EPOCH_LOSS)
         if self._epoch_to_log:  # the run was interrupted between the epoch's last step and its end
             self._epoch_to_log = False
             metrics.log(self.trainer, {metrics.EPOCH_LOSS: self.last_epoch_loss})

@@ -92,6 +92,15 @@ def test_a_run_is_named_by_method_data_and_seed(study):
         assert list(run.tags) == ["villains", method, "chats-16", "tiny", "evil"]
 
 
+def test_all_metrics_that_are_numbers_are_drawn_over_steps_and_keep_their_extremes(study):
+    _, _, files = study
+    for name in ("unsteered", "steered"):
+        defined = {metric.name: metric for file in files[name] for metric in records(file, "metric")}
+        for logged in ("train/epoch_loss", "train/loss", "persona/evil/shift"):
+            assert defined[logged].step_metric == "trainer/global_step"
+            assert (defined[logged].summary.min, defined[logged].summary.max, defined[logged].summary.last) == (True,) * 3
+
+
 def test_a_group_holds_what_differs_in_the_seed_alone(settings, tmp_path):
     def group(steered=True, **changed):
         return run_label(replace(settings, **changed), "1a2b", tmp_path, steered=steered).group
