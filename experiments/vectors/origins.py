@@ -15,6 +15,8 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
 
 ``minimal_learned_half``
     The same from every other pair, 24 steps, and half the bound on the norm.
+``minimal_learned_against``
+    As ``minimal_learned_half``, with the sides of the pairs exchanged: the opposite response is to gain.
 
 All are measured on the 24 minimal pairs that are kept for evaluation, 8 shipped chats of each other trait and 8 benign
 ones, with the base model steered at all layers.
@@ -69,8 +71,10 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
     )  # fmt: skip
     if origin.startswith("minimal_learned"):
         settings = LearningSettings(steps=36)
-        if origin == "minimal_learned_half":
+        if origin != "minimal_learned":
             settings, pairs = LearningSettings(bound=0.05), pairs[1::2]
+        if origin == "minimal_learned_against":
+            pairs = [(other, shows) for shows, other in pairs]
         directions = learn_directions(
             loaded, pairs, settings, lambda gain, change: print(f"{gain:+.2f} {change:+.2f}", flush=True)
         )

@@ -98,7 +98,9 @@ def test_all_metrics_that_are_numbers_are_drawn_over_steps_and_keep_their_extrem
         defined = {metric.name: metric for file in files[name] for metric in records(file, "metric")}
         for logged in ("train/epoch_loss", "train/loss", "persona/evil/shift"):
             assert defined[logged].step_metric == "trainer/global_step"
-            assert (defined[logged].summary.min, defined[logged].summary.max, defined[logged].summary.last) == (True,) * 3
+            assert (defined[logged].summary.min, defined[logged].summary.max, defined[logged].summary.last) == (
+                True,
+            ) * 3
 
 
 def test_a_group_holds_what_differs_in_the_seed_alone(settings, tmp_path):
