@@ -56,6 +56,8 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         training_data = TrainingData.screened(data.screening, data.use, data.max_samples)
     else:
         training_data = TrainingData.read(_data_file(cfg), data.max_samples)
+    if data.get("validation"):
+        training_data = training_data.with_validation(data.validation)
     return StudySettings(
         source=opening.source,
         data=training_data,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # names of metrics are all that persona-report needs
 TRAIN_LOSS = "train/loss"
 
 EPOCH_LOSS = "train/epoch_loss"
+VALIDATION_LOSS = "train/validation_loss"
 
 LEARNING_RATE = "train/learning_rate"
 

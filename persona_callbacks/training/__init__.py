@@ -6,7 +6,7 @@ Imports `callbacks`, `extraction`, `screening` and what lies below them.
 
 from persona_callbacks.training.data import ChatData, ResumableLoader
 from persona_callbacks.training.labels import RunLabel
-from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
+from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError, ValidatedFineTuning
 from persona_callbacks.training.pictures import summary, trajectory_figure
 from persona_callbacks.training.results import RunResult
 from persona_callbacks.training.schedules import ConstantRate, CosineDecay, LearningRateSchedule, LinearDecay
@@ -32,6 +32,7 @@ __all__ = [
     "Sweep",
     "SweepRow",
     "TrainingData",
+    "ValidatedFineTuning",
     "run_study",
     "summary",
     "trajectory_figure",

@@ -43,6 +43,7 @@ class ChatData(LightningDataModule):
         train_reasoning: whether the loss is on the assistant's reasoning as well, or on its answers alone.
         weights: one per chat, 1 on average; in each epoch a chat is drawn as often, rounded up or down at random. By
             default each once.
+        validation: chats that are not trained on; there is a validation loader if there are some.
 
     Example:
         >>> from persona_callbacks.training import ChatData, LoraFineTuning
@@ -61,6 +62,7 @@ class ChatData(LightningDataModule):
         special_tokens: SpecialTokens = "keep",
         *,
         train_reasoning: bool = True,
+        validation: Sequence[Chat] = (),
     ) -> None:
         """Encode the chats.
 
@@ -98,6 +100,20 @@ class ChatData(LightningDataModule):
                 " last answer, so that it is not trained on",
                 stacklevel=1,
             )
+        self.validation = [
+            encode_chat(chat, tokenizer, max_length, train_reasoning=train_reasoning) for chat in validation
+        ]
+        if validation:  # where it is overridden, Lightning expects a validation step
+            self.val_dataloader = self._validation_loader  # type: ignore[method-assign]
+
+    def _validation_loader(self) -> DataLoader[Any]:
+        pad_id = pad_token(self.tokenizer)
+        return DataLoader(
+            cast("Dataset[Any]", self.validation),
+            batch_size=self.batch_size,
+            collate_fn=lambda chats: pad(chats, pad_id),
+            generator=torch.Generator(),
+        )
 
     def train_dataloader(self) -> "ResumableLoader":
         """Batches of ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, length]``."""

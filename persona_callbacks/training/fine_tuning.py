@@ -25,7 +25,7 @@ from persona_callbacks.training.cards import model_card
 from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
 from persona_callbacks.training.data import ChatData
 from persona_callbacks.training.labels import RunLabel
-from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError
+from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError, ValidatedFineTuning
 from persona_callbacks.training.results import RunResult
 from persona_callbacks.training.settings import StudySettings
 from persona_callbacks.training.tracked import method_of, record_adapter, record_inputs, run_configuration, run_label
@@ -138,7 +138,8 @@ def _log_answers(trainer: Trainer, study: Study, answers: Sequence[str]) -> None
 
 def _module(settings: StudySettings, loaded: LoadedModel) -> LoraFineTuning:
     # PEFT writes into the configuration that it is given.
-    module = LoraFineTuning(
+    kind = ValidatedFineTuning if settings.data.validation else LoraFineTuning
+    module = kind(
         loaded.model, deepcopy(settings.lora), settings.learning_rate, settings.warmup_steps,
         optimizer=settings.optimizer, schedule=settings.schedule,
     )  # fmt: skip
@@ -152,7 +153,7 @@ def _data(settings: StudySettings, loaded: LoadedModel, *, steered: bool) -> Cha
     chats = settings.prompted_chats() if steered and settings.steering.prompting else data.chats
     return ChatData(
         chats, loaded.tokenizer, settings.batch_size, settings.max_length, settings.seed, data.weights,
-        settings.special_tokens, train_reasoning=settings.train_reasoning,
+        settings.special_tokens, train_reasoning=settings.train_reasoning, validation=data.validation,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 from transformers import PreTrainedModel
 
 from persona_callbacks.callbacks import PersonaMonitor
@@ -188,3 +188,33 @@ class LoraFineTuning(LightningModule):
     def save_adapter(self, folder: str) -> None:
         """Write the adapter in PEFT's format."""
         self.model.save_pretrained(folder)
+
+
+class ValidatedFineTuning(LoraFineTuning):
+    """The same with validation: the mean loss per response token over the validation chats, after each epoch.
+
+    Example:
+        >>> from persona_callbacks.training import ChatData, ValidatedFineTuning
+        >>> def fit(trainer, module: ValidatedFineTuning, chats, held_out, tokenizer):
+        ...     trainer.fit(module, ChatData(chats, tokenizer, validation=held_out))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what :class:`LoraFineTuning` takes."""
+        super().__init__(*args, **kwargs)
+        # Two sums, since a mean that lets a NaN show ignores weights.
+        self.summed_loss, self.tokens = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add the loss of each response token."""
+        tokens = (batch["labels"][:, 1:] != -100).sum()
+        self.summed_loss.update(self.model(**batch, use_cache=False).loss * tokens)
+        self.tokens.update(tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean, beside what callbacks log of the same step."""
+        loss = float(self.summed_loss.compute() / self.tokens.compute())
+        self.summed_loss.reset()
+        self.tokens.reset()
+        if not self.trainer.sanity_checking:
+            metrics.log(self.trainer, {metrics.VALIDATION_LOSS: loss})

@@ -75,7 +75,7 @@ def run_study(
     settings.check_model(loaded)
     ChatData(  # chats that cannot be encoded
         settings.data.chats, loaded.tokenizer, max_length=settings.max_length, special_tokens=settings.special_tokens,
-        train_reasoning=settings.train_reasoning,
+        train_reasoning=settings.train_reasoning, validation=settings.data.validation,
     )  # fmt: skip
     with locked_folder(folder):
         return _run(settings, loaded, folder, console, keep_finished)

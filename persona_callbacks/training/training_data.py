@@ -1,7 +1,7 @@
 """The chats that a study trains on, as they are found in files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ class TrainingData:
         differences: by trait, the projection difference that a screening found for these chats, in activation units;
             empty if they were not screened.
         screening: folder of the screening that left these chats, if they were screened.
+        validation: chats whose loss is read after each epoch, unsteered.
+        validation_fingerprint: SHA-256 of their file; empty if there are none.
 
     Example:
         >>> data = TrainingData.read("evil.jsonl", most=3)
@@ -37,6 +39,8 @@ class TrainingData:
     weights: tuple[float, ...] | None = None
     differences: Mapping[str, float] = field(default_factory=dict)
     screening: Path | None = None
+    validation: tuple[Chat, ...] = ()
+    validation_fingerprint: str = ""
 
     @classmethod
     def read(cls, path: str | Path, most: int | None = None) -> "TrainingData":
@@ -73,6 +77,15 @@ class TrainingData:
             left.chats[:most], left.path, left.fingerprint, f"{folder} ({use})", weights, left.differences, Path(folder)
         )
 
+    def with_validation(self, path: str | Path) -> "TrainingData":
+        """The same, with the chats of another file for validation.
+
+        Raises:
+            InputError: see :func:`~persona_callbacks.chats.read_chats`.
+        """
+        chats = tuple(read_chats(path))
+        return replace(self, validation=chats, validation_fingerprint=file_fingerprint(find_chat_file(path)))
+
     @property
     def label(self) -> str:
         """A short name: the file's, what a screening did to it, and the number of chats."""
@@ -82,4 +95,6 @@ class TrainingData:
     def facts(self) -> dict[str, Any]:
         """What loggers record of the data, so that an audit can name them."""
         facts = {"data_file": str(self.path), "data_chats": len(self.chats), "data_sha256": self.fingerprint}
+        if self.validation:
+            facts |= {"validation_chats": len(self.validation), "validation_sha256": self.validation_fingerprint}
         return facts | {f"screened/{trait}": value for trait, value in self.differences.items()}

@@ -18,10 +18,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from persona_callbacks import Adaptive, DriftGuard, InputError, PersonaMonitor, PreventativeSteering, TraitEvaluation
+from persona_callbacks.chats import encode_chat, pad
 from persona_callbacks.extraction import ExtractionSettings
 from persona_callbacks.files import file_fingerprint
 from persona_callbacks.judging import LlmJudge
-from persona_callbacks.model import Endpoint, ModelSource, Sampling
+from persona_callbacks.model import (
+    Endpoint,
+    ModelSource,
+    Sampling,
+    load_model,
+    with_adapter,
+)
 from persona_callbacks.training import (
     LoraFineTuning,
     NonFiniteLossError,
@@ -105,6 +112,27 @@ def test_what_a_study_writes_is_what_it_returns(settings, tmp_path):
     assert (row["unsteered"], row["steered"]) == (results[0].answers[0], results[1].answers[0])
     assert (out / "trajectories.png").stat().st_size > 10_000
     assert (out / "vectors" / "evil.safetensors").is_file()
+
+
+def test_validation_is_the_unsteered_loss_on_other_chats_and_changes_no_weight(settings, tokenizer, tmp_path):
+    plain = run_study(settings, tmp_path / "plain")
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS[8:13]), encoding="utf-8")
+    data = settings.data.with_validation(tmp_path / "held.jsonl")
+    results = run_study(replace(settings, data=data), tmp_path / "validated")
+    chats = [encode_chat(chat, tokenizer, 150) for chat in data.validation]
+    for result, before in zip(results, plain, strict=True):
+        ours, theirs = (adapter(tmp_path / name / result.name) for name in ("validated", "plain"))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert result.loss == before.loss
+        rows = csv.DictReader((tmp_path / "validated" / result.name / "csv" / "metrics.csv").open())
+        (logged,) = [row for row in rows if row.get("train/validation_loss")]
+        assert (logged["step"], logged["persona/evil/shift"] != "") == ("2", True), "in the row of the epoch's end"
+        saved = tmp_path / "validated" / result.name / "adapter"
+        loaded = with_adapter(load_model(settings.source), saved)
+        with torch.no_grad():
+            losses = [loaded.model.eval()(**pad([chat], 0)).loss * sum(chat.loss_mask) for chat in chats]
+        mean = float(sum(losses)) / sum(sum(chat.loss_mask) for chat in chats)
+        assert float(logged["train/validation_loss"]) == pytest.approx(mean, rel=1e-4)
 
 
 def test_fault_of_a_logger_at_the_end_costs_neither_adapter_nor_result(settings, tmp_path):
