@@ -86,6 +86,7 @@ def study_settings(cfg: DictConfig) -> StudySettings:
         special_tokens=data.get("special_tokens", "keep"),  # a data group of the user's own may lack it
         train_reasoning=data.get("train_reasoning", True),
         compare_with_unsteered=cfg.compare_with_unsteered,
+        ckpt_path=None if cfg.get("ckpt_path") is None else Path(cfg.ckpt_path),
         checkpoint_every_n_steps=cfg.checkpoint_every_n_steps,
         sample_answers=cfg.sample_answers,
         max_answer_tokens=cfg.max_answer_tokens,

@@ -76,7 +76,7 @@ def fine_tune(study: Study, name: str) -> RunResult:
     if result_file.is_file():
         study.console.print(f"{name}: finished before the interruption")
         return RunResult.load(result_file)
-    checkpoint = readable_checkpoint(folder / "last.ckpt")
+    checkpoint = readable_checkpoint(folder / "last.ckpt") or settings.ckpt_path
     resume_from = None if checkpoint is None else str(checkpoint)
     study.console.rule(f"{name}: {'resumed' if resume_from else 'fine-tuning'}")
     seed_everything(settings.seed, workers=True, verbose=False)

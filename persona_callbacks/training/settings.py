@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ class StudySettings:
             :class:`~persona_callbacks.training.ChatData`.
         train_reasoning: whether the loss is on reasoning as well as on answers.
         compare_with_unsteered: whether to fine-tune without steering first, on the same data and seed.
+        ckpt_path: a checkpoint of another fine-tuning of the same kind, such as its ``last.ckpt``, from whose weights,
+            optimizer and step this one goes on; for a study of a single fine-tuning.
         checkpoint_every_n_steps: optimizer steps between checkpoints, from which an interrupted study is resumed.
         sample_answers: how many evaluation questions are answered greedily at the end, for reading.
         max_answer_tokens: length of those answers.
@@ -142,6 +145,7 @@ class StudySettings:
     special_tokens: SpecialTokens = "keep"
     train_reasoning: bool = True
     compare_with_unsteered: bool = False
+    ckpt_path: Path | None = None
     checkpoint_every_n_steps: int = 10
     sample_answers: int = 5
     max_answer_tokens: int = 48
@@ -188,6 +192,18 @@ class StudySettings:
             if not isinstance(tag, str) or not 0 < len(tag) <= LONGEST_TAG:
                 raise InputError(f"tags: expected texts of 1 to {LONGEST_TAG} characters, found {tag!r}")
         self._check_optimizer()
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        if self.ckpt_path is None:
+            return
+        if not self.ckpt_path.is_file():
+            raise InputError(f"ckpt_path: {self.ckpt_path}: no such file; expected a checkpoint such as last.ckpt")
+        if len(self.runs) > 1:
+            raise InputError(
+                f"ckpt_path: both of {' and '.join(self.runs)} would begin from {self.ckpt_path}; expected a single"
+                " fine-tuning, compare_with_unsteered=false"
+            )
 
     def _check_trainer(self) -> None:
         """Make sure that there can be such a trainer: that the accelerator is there, and the arguments are known.

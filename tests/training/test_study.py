@@ -30,6 +30,7 @@ from persona_callbacks.model import (
     with_adapter,
 )
 from persona_callbacks.training import (
+    ConstantRate,
     LoraFineTuning,
     NonFiniteLossError,
     RunResult,
@@ -133,6 +134,31 @@ def test_validation_is_the_unsteered_loss_on_other_chats_and_changes_no_weight(s
             losses = [loaded.model.eval()(**pad([chat], 0)).loss * sum(chat.loss_mask) for chat in chats]
         mean = float(sum(losses)) / sum(sum(chat.loss_mask) for chat in chats)
         assert float(logged["train/validation_loss"]) == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_study_goes_on_from_the_checkpoint_of_another(settings, tmp_path):
+    def study(folder, steps, **changed):
+        trainer = partial(settings.trainer, max_steps=steps, max_epochs=4)
+        some = replace(
+            settings, trainer=trainer, compare_with_unsteered=False, warmup_steps=0, schedule=ConstantRate(),
+            checkpoint_every_n_steps=3,
+        )  # fmt: skip
+        return run_study(replace(some, **changed), tmp_path / folder)
+
+    study("half", 3)
+    first = tmp_path / "half" / "steered" / "last.ckpt"
+    (result,) = study("rest", 6, ckpt_path=first)
+    (whole,) = study("whole", 6)
+    assert [reading.step for reading in result.readings] == [reading.step for reading in whole.readings]
+    ours, theirs = (adapter(tmp_path / name / "steered") for name in ("rest", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_to_go_on_from_is_there_and_is_for_one_fine_tuning(settings, tmp_path):
+    with pytest.raises(InputError, match=r"ckpt_path: .*absent\.ckpt: no such file; expected a checkpoint"):
+        replace(settings, ckpt_path=tmp_path / "absent.ckpt")
+    with pytest.raises(InputError, match="ckpt_path: both of unsteered and steered would begin from"):
+        replace(settings, ckpt_path=tmp_path / "chats.jsonl")
 
 
 def test_fault_of_a_logger_at_the_end_costs_neither_adapter_nor_result(settings, tmp_path):
