@@ -1,6 +1,7 @@
 """The settings of an extraction, and what all of its stages need."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from rich.console import Console
@@ -106,6 +107,10 @@ class ExtractionSettings:
             raise InputError(
                 f"extraction.sweep_coefficient: expected a finite number, found {self.sweep_coefficient!r}"
             )
+        for name in ("pairs", "prompts", "adapter", "opposite_adapter"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, (str, Path)):
+                raise InputError(f"extraction.{name}: expected a path, found {path!r}")
         if self.method == "from_adapters" and self.adapter is None:
             raise InputError("extraction.adapter: expected the folder of an adapter for from_adapters, found none")
         for name in ("prompts", "instructions", "demonstrations"):

@@ -255,6 +255,8 @@ def test_without_a_question_to_measure_on_nothing_is_learned(loaded, tmp_path):
             "extraction.method: unknown 'probe'; expected one of mean_difference, learned, from_adapters, best",
         ),
         ({"pairs": "p.jsonl", "layer_choice": "sweep"}, "a sweep needs the judge"),
+        ({"adapter": 5, "method": "from_adapters"}, "extraction.adapter: expected a path, found 5"),
+        ({"pairs": ["p.jsonl"]}, r"extraction.pairs: expected a path, found \['p.jsonl'\]"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changed, message):
