@@ -84,12 +84,13 @@ def run_study(
 def _run(
     settings: StudySettings, loaded: LoadedModel, folder: Path, console: Console, keep_finished: bool
 ) -> list[RunResult]:
+    weights = weights_fingerprint(loaded.model)  # before any pass: bitsandbytes packs weights anew in its first
     vectors = _vectors(settings, loaded, console)
     made_from = {
         "config": {**settings.configuration, **settings.data.facts()},
         "inputs": {
             **settings.inputs,
-            "model_weights": weights_fingerprint(loaded.model)[:12],
+            "model_weights": weights[:12],
             "vectors": plain_settings({vector.trait: vector for vector in vectors}),
             "probes": {vector.trait: settings_fingerprint([vector.probes, vector.pairs])[:12] for vector in vectors},
         },
