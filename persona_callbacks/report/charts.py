@@ -43,7 +43,7 @@ def trajectory(runs: Sequence[Run], trait: str) -> str:
             axes.set_ylabel(label)
         panels[-1].set_xlabel("optimizer step")
         figure.align_ylabels()
-        return as_svg(figure, f"Shift along {trait} by optimizer step, one line a run", tips)
+        return as_svg(figure, f"Shift along {trait} by optimizer step, one line a run", tips, panels[-1])
 
 
 def heat_map(run: Run, trait: str, limit: float) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from persona_callbacks.palette import BASE, SERIES
@@ -46,13 +47,14 @@ def style(number: int, run: int | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_svg(figure: Figure, description: str, tips: Sequence[Sequence[str]] = ()) -> str:
+def as_svg(figure: Figure, description: str, tips: Sequence[Sequence[str]] = (), steps: Axes | None = None) -> str:
     """Return the figure as an ``<svg>`` element that scales with the page and whose ids no other figure has.
 
     Args:
         figure: what to draw.
         description: says what it shows; unlike that of any other figure of the page.
         tips: for each line of a run, in the order in which they were drawn, what its points say under the pointer.
+        steps: axes whose horizontal one is of steps, if the page is to zoom in on them.
     """
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -66,7 +68,15 @@ def as_svg(figure: Figure, description: str, tips: Sequence[Sequence[str]] = ())
     inside = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", inside)
     # A style inside a picture would apply to the whole page, whose own style covers the pictures.
     inside = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", inside, flags=re.DOTALL)
-    return f'<svg {box[0]} role="img" aria-label="{html.escape(description, quote=True)}">{inside.strip()}'
+    zoom = "" if steps is None else f' data-zoom="{_ends(steps, figure)}"'
+    return f'<svg {box[0]}{zoom} role="img" aria-label="{html.escape(description, quote=True)}">{inside.strip()}'
+
+
+def _ends(axes: Axes, figure: Figure) -> str:
+    """Where the horizontal axis begins and ends, in units of the picture and in steps."""
+    width = figure.get_figwidth() * 72
+    place = axes.get_position()
+    return " ".join(f"{number:.6g}" for number in (place.x0 * width, place.x1 * width, *axes.get_xlim()))
 
 
 def _with_tips(svg: str, tips: Sequence[Sequence[str]]) -> str:

@@ -65,7 +65,10 @@ def trait_charts(runs: Sequence[Run], groups: Sequence[SeedGroup], trait: str, l
 def _by_run(runs: Sequence[Run], trait: str) -> list[Chart]:
     shown = []
     if any(metrics.shift(trait) in run.series for run in runs):
-        caption = "On held-out probes, unsteered; the base model is 0."
+        caption = (
+            "On held-out probes, unsteered; the base model is 0. Drag sideways to zoom in on steps; a double click or"
+            " Escape goes back."
+        )
         shown.append(Chart("Shift", charts.trajectory(runs, trait), caption))
     if any(metrics.expression(trait) in run.series for run in runs):
         caption = "Mean score of the judge for answers to held-out questions, before and after training."

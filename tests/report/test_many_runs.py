@@ -185,3 +185,39 @@ def test_many_settings_of_one_seed_each_have_a_line_and_no_band(tmp_path):
     assert len(panels) == 40
     assert not any("<polygon" in svg for svg in panels)
     assert all(svg.count("<polyline") == 1 for svg in panels)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("reset", [
+    "svg.dispatchEvent(new MouseEvent('dblclick'))",
+    "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))",
+])  # fmt: skip
+def test_dragging_across_a_trajectory_zooms_in_on_its_steps(reset, tmp_path):
+    run = made("run", at_0=0.0, at_10=1.0, at_20=2.0, at_30=3.0, at_40=4.0)
+    page = write_report([run], tmp_path / "report.html")
+    probe = f"""
+      const svg = document.querySelector("svg[data-zoom]"), box = svg.getBoundingClientRect();
+      const [left, right, first, last] = svg.dataset.zoom.split(" ").map(Number);
+      const place = (step) => left + (step - first) / (last - first) * (right - left);
+      svg.setPointerCapture = () => {{}};  // of pointers that are real
+      const point = (kind, step) => svg.dispatchEvent(new PointerEvent(kind, {{
+        clientX: box.left + place(step) / svg.viewBox.baseVal.width * box.width}}));
+      const look = () => ({{
+        markers: [...svg.querySelectorAll(".run-0 use")].map((one) => (one.getAttribute("x") - left) / (right - left)),
+        line: svg.querySelector(".run-0 > path").getAttribute("d").match(/[ML] \\S+/g).length,
+        ticks: [...svg.querySelectorAll("[id*=xtick_] text")].map((one) => one.textContent).join(" "),
+        bands: svg.querySelectorAll("rect").length - rects}});
+      const rects = svg.querySelectorAll("rect").length;
+      const drag = (from, to) => {{ point("pointerdown", from); point("pointermove", to); point("pointerup", to); }};
+      found.before = look();
+      drag(20, 10); found.zoomed = look();
+      drag(last, last); found.clicked = look();
+      {reset}; found.after = look();"""
+    found = browse(page, tmp_path, probe)
+    assert found["complaints"] == []
+    assert found["zoomed"]["markers"] == pytest.approx([-1, 0, 1, 2, 3], abs=0.01), "steps 10 to 20 fill the plot"
+    assert found["zoomed"]["ticks"] != found["before"]["ticks"]
+    assert all(9 < float(tick) < 21 for tick in found["zoomed"]["ticks"].split())
+    assert found["zoomed"]["bands"] == 0
+    assert found["clicked"] == found["zoomed"], "a click is no drag"
+    assert found["after"] == found["before"]
