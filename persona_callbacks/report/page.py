@@ -1,7 +1,7 @@
 """The report's page: from runs to HTML, with tables, charts, answers and a model card."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -10,51 +10,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
-from persona_callbacks.palette import colour_limit
-from persona_callbacks.report import charts
 from persona_callbacks.report.evaluations import evaluation_sections
 from persona_callbacks.report.labellings import label_sections
+from persona_callbacks.report.run_labels import labels_of, labels_of_runs
 from persona_callbacks.report.runs import Run
 from persona_callbacks.report.screenings import screening_sections
-from persona_callbacks.report.tables import configurations, questions_and_answers, results_table
+from persona_callbacks.report.seed_groups import MOST_RUNS, SeedGroup, seed_groups
+from persona_callbacks.report.tables import configurations, questions_and_answers, results_over_seeds, results_table
+from persona_callbacks.report.trait_charts import trait_charts
 from persona_callbacks.tracking import metrics
 from persona_callbacks.vectors import PersonaVector
-
-_MOST_MAPS = 12
-
-
-@dataclass(frozen=True)
-class RunLabel:
-    """How the page marks a run: its name, colour and shape."""
-
-    name: str
-    colour: str
-    mark: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture on the page.
-
-    Attributes:
-        title: its heading.
-        svg: the picture, as an ``<svg>`` element.
-        caption: what it shows.
-        run: the number of the run that it shows; ``None`` if it shows all of them.
-    """
-
-    title: str
-    svg: str
-    caption: str
-    run: int | None = None
-
-
-@dataclass(frozen=True)
-class TraitCharts:
-    """All pictures of a trait."""
-
-    trait: str
-    charts: tuple[Chart, ...]
 
 
 @dataclass(frozen=True)
@@ -97,8 +62,9 @@ def write_report(
     traits = list(dict.fromkeys(trait for run in runs for trait in run.traits))
     if loss == metrics.EPOCH_LOSS and not any(loss in run.series for run in runs):
         loss = metrics.TRAIN_LOSS  # of scripts that log no mean over epochs, the monitor logs single steps
-    questions, left_out = questions_and_answers(runs, traits)
-    differences, shared = configurations(runs)
+    groups = seed_groups(runs) if len(runs) > MOST_RUNS else []
+    names = labels_of(groups) if groups else labels_of_runs(runs)
+    questions, left_out = questions_and_answers([(label, runs[label.first]) for label in names], traits)
     screened = screening_sections(screenings)
     page = _template().render(
         title=title,
@@ -106,18 +72,20 @@ def write_report(
         date=date.today().isoformat(),
         model=_model(runs),
         traits=traits,
-        runs=[RunLabel(run.name, charts.colour(number), charts.mark(number)) for number, run in enumerate(runs)],
+        runs=runs,
+        groups=groups,
+        labels=names,
         results=results_table(runs, traits, loss),
+        results_over_seeds=results_over_seeds(groups, traits, loss) if groups else None,
         warnings=_warnings(runs),
-        by_trait=[_trait_charts(runs, trait, loss) for trait in traits],
+        by_trait=[trait_charts(runs, groups, trait, loss) for trait in traits],
         questions=questions,
         left_out=left_out,
-        differences=differences,
-        shared=shared,
+        configuration=configurations([group.config for group in groups] or [run.config for run in runs]),
         screenings=screened,
         evaluations=evaluation_sections(evaluations),
         labellings=label_sections(labels),
-        card=_card(runs, traits, [str(section["line"]) for section in screened]),
+        card=_card(runs, groups, traits, [str(section["line"]) for section in screened]),
     )
     with atomic_write(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
@@ -133,38 +101,6 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2")
-
-
-def _trait_charts(runs: Sequence[Run], trait: str, loss: str) -> TraitCharts:
-    shown = []
-    if any(metrics.shift(trait) in run.series for run in runs):
-        caption = "On held-out probes, unsteered; the base model is 0."
-        shown.append(Chart("Shift", charts.trajectory(runs, trait), caption))
-    if any(metrics.expression(trait) in run.series for run in runs):
-        caption = "Mean score of the judge for answers to held-out questions, before and after training."
-        shown.append(Chart("Expression", charts.expression_bars(runs, trait), caption))
-    caption = (
-        f"What keeping the character costs: {loss} at the end, each run as it was trained (a steered one with steering"
-        " on). Down and to the left is better."
-    )
-    trade_off = Chart("Trade-off", charts.trade_off(runs, trait, loss), caption)
-    both = any(run.last(loss) is not None and run.last(metrics.expression(trait)) is not None for run in runs)
-    shown.insert(0 if both else len(shown), trade_off)
-    return TraitCharts(trait, (*shown, *_heat_maps(runs, trait)))
-
-
-def _heat_maps(runs: Sequence[Run], trait: str) -> list[Chart]:
-    """The shift by layer in the first runs that have it, all in the same colour scale."""
-    mapped = [(number, run) for number, run in enumerate(runs) if trait in run.shift_by_layer]
-    limit = colour_limit([values for _, run in mapped for values in run.shift_by_layer[trait].values()])
-    caption = (
-        "Shift by layer and step; red is towards the trait. All runs have the same scale, which the last layers, where"
-        " activations are large, may exceed."
-    )
-    return [
-        Chart(f"Layers: {run.name}", charts.heat_map(run, trait, limit), caption, number)
-        for number, run in mapped[:_MOST_MAPS]
-    ]
 
 
 def _model(runs: Sequence[Run]) -> str:
@@ -206,14 +142,17 @@ def _vectors(runs: Sequence[Run]) -> list[PersonaVector]:
     return list(by_trait.values())
 
 
-def _card(runs: Sequence[Run], traits: Sequence[str], screened: Sequence[str]) -> list[CardEntry]:
+def _card(
+    runs: Sequence[Run], groups: Sequence[SeedGroup], traits: Sequence[str], screened: Sequence[str]
+) -> list[CardEntry]:
     """What an audit asks: what was trained on what, what was watched by which means, and what that cannot show."""
+    shown = [replace(group.runs[0], name=f"{group.name}, {group.seeds}") for group in groups] or runs
     return [
         CardEntry("Base model", (_model(runs) or "not recorded",)),
-        CardEntry("Training data", tuple(_training_data(runs)) or ("not recorded",)),
+        CardEntry("Training data", tuple(_training_data(shown)) or ("not recorded",)),
         CardEntry("Screening of the data", tuple(screened) or ("none is recorded",)),
         CardEntry("What was monitored", tuple(_watched(runs, traits))),
-        CardEntry("Preventative steering", tuple(_steered(runs, traits))),
+        CardEntry("Preventative steering", tuple(_steered_over_seeds(groups, traits) or _steered(runs, traits))),
         CardEntry("Limits", tuple(_limits(runs, traits))),
     ]
 
@@ -262,6 +201,15 @@ def _steered(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
     return steered
 
 
+def _steered_over_seeds(groups: Sequence[SeedGroup], traits: Sequence[str]) -> list[str]:
+    steered = []
+    for group in groups:
+        ends = [(trait, group.last(metrics.coefficient(trait))) for trait in traits]
+        alphas = [f"{trait} α = {end.text('.2g')}" for trait, end in ends if end is not None]
+        steered.append(f"{group.name}, {group.seeds}: {', '.join(alphas) or 'not steered'}")
+    return steered
+
+
 def _limits(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
     judged = [trait for trait in traits if any(metrics.expression(trait) in run.series for run in runs)]
     if judged:
@@ -283,7 +231,8 @@ def _limits(runs: Sequence[Run], traits: Sequence[str]) -> list[str]:
 
 def _unknown_ends(runs: Sequence[Run]) -> list[str]:
     unknown = [run.name for run in runs if run.finished is None]
-    return [f"Whether training came to its end is not recorded for {', '.join(unknown)}."] if unknown else []
+    which = ", ".join(unknown) if len(unknown) <= MOST_RUNS else f"{len(unknown)} of {len(runs)} runs"
+    return [f"Whether training came to its end is not recorded for {which}."] if unknown else []
 
 
 def _quality(vector: PersonaVector) -> str:
