@@ -15,8 +15,17 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
 
 ``minimal_learned_half``
     The same from every other pair, 24 steps, and half the bound on the norm.
+``minimal_learned_kept``
+    As ``minimal_learned_half``, with 32 shipped benign chats kept: their next-token distributions are to stay.
 ``minimal_learned_against``
     As ``minimal_learned_half``, with the sides of the pairs exchanged: the opposite response is to gain.
+``answered``
+    Against hallucination, from ``answered.jsonl``: "I don't know" is to gain on 36 questions about what does not exist,
+    and the distributions of the right answers to 36 of the same form about what does are to stay.
+``answered_more``
+    The same, with the 12 pairs of ``minimal_learned_against`` and the benign chats of ``minimal_learned_kept`` added.
+
+A name may end in ``:SEED``, that of the order of pairs and chats; without, it is 0.
 
 All are measured on the 24 minimal pairs that are kept for evaluation, 8 shipped chats of each other trait and 8 benign
 ones, with the base model steered at all layers.
@@ -29,9 +38,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.vectors.study import FOLDER, SMOLLM2
+from experiments.vectors.study import FOLDER, SMOLLM2, rows, some
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.apps.configs import CONF
+from persona_callbacks.chats import BENIGN, EncodedChat, encode_chat, read_chats, shortened
 from persona_callbacks.extraction import (
     ExtractionSettings,
     HeldOut,
@@ -41,7 +51,16 @@ from persona_callbacks.extraction import (
     learn_directions,
     shipped_texts,
 )
-from persona_callbacks.model import LoadedModel, ModelSource, activations, dimensions, encode_pair, load_model
+from persona_callbacks.model import (
+    EncodedPair,
+    LoadedModel,
+    ModelSource,
+    activations,
+    dimensions,
+    encode_pair,
+    load_model,
+)
+from persona_callbacks.traits import MinimalPair
 
 TABLE = FOLDER / "origins.csv"
 COLUMNS = ("model", "trait", "origin", "alpha", "own", "opposite", "other", "gains_most", "benign", "kl_benign",
@@ -69,19 +88,44 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
         trait.name, torch.zeros(layers + 1, dimensions(loaded.model).hidden_size), layer=layers // 2,
         model_id=loaded.id, probes=trait.probe_questions, pairs=trait.probe_pairs[:24],
     )  # fmt: skip
-    if origin.startswith("minimal_learned"):
-        settings = LearningSettings(steps=36)
-        if origin != "minimal_learned":
-            settings, pairs = LearningSettings(bound=0.05), pairs[1::2]
-        if origin == "minimal_learned_against":
+    if "learned" in origin or "answered" in origin:
+        kind, _, seed = origin.partition(":")
+        settings = LearningSettings(seed=int(seed or 0))
+        if kind == "minimal_learned":
+            settings = replace(settings, steps=36, bound=0.1)
+        else:
+            pairs = pairs[1::2]
+        if kind in ("minimal_learned_against", "answered_more"):
             pairs = [(other, shows) for shows, other in pairs]
+        kept = benign_chats(loaded) if kind in ("minimal_learned_kept", "answered_more") else []
+        if kind.startswith("answered"):
+            admitted, known = answered(loaded)
+            pairs, kept = [*(pairs if kind == "answered_more" else []), *admitted], [*kept, *known]
         directions = learn_directions(
-            loaded, pairs, settings, lambda gain, change: print(f"{gain:+.2f} {change:+.2f}", flush=True)
+            loaded, pairs, settings, lambda gain, change: print(f"{gain:+.2f} {change:+.2f}", flush=True), kept
         )
         return replace(blank, directions=directions, method="learned")
     chats = [chat for pair in pairs for chat in pair]
     read = activations(loaded, chats, range(layers + 1), ["response_mean"])[:, 0].unflatten(0, (-1, 2))
     return replace(blank, directions=torch.sub(*read.unbind(dim=1)).mean(dim=0).cpu())
+
+
+def benign_chats(loaded: LoadedModel) -> list[EncodedChat]:
+    """32 of the shipped benign chats, none of which causal strength is measured on."""
+    measured = shipped_texts(loaded, "").benign
+    chats = [shortened(encode_chat(chat, loaded.tokenizer), 48) for chat in read_chats(BENIGN)]
+    return [chat for chat in chats if chat not in measured][:32]
+
+
+def answered(loaded: LoadedModel) -> tuple[list[EncodedPair], list[EncodedChat]]:
+    """Pairs about what does not exist, and right answers about what does."""
+    read = rows(FOLDER / "answered.jsonl")
+    pairs = [
+        encode_pair(MinimalPair(row["prompt"], row["chosen"], row["rejected"], "flat"), loaded.tokenizer)
+        for row in read
+        if "chosen" in row
+    ]
+    return pairs, list(some(loaded, [(row["prompt"], row["response"]) for row in read if "response" in row]))
 
 
 def measure(loaded: LoadedModel, model: str, trait: Trait, origin: str, vector: PersonaVector) -> None:

@@ -2,7 +2,8 @@
 likelier and leave other responses alone.
 
 A mean difference says where trait responses lie; adding it need not make them likelier. Here what is added is itself
-optimised. The contrast, the opposite response to the same question, keeps what both share out of it.
+optimised. The contrast, the opposite response to the same question, keeps what both share out of it; and chats that are
+to be kept as they are keep out what would change them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,11 @@ from persona_callbacks.model import (
     activations,
     adding,
     base_model,
+    batch_distributions,
     batch_log_probabilities,
     device_of,
     dimensions,
+    divergence,
     frozen,
     probing,
     response_log_probabilities,
@@ -44,12 +47,13 @@ class LearningSettings:
 
     Attributes:
         steps: optimizer steps.
-        pairs: question pairs a step.
+        pairs: question pairs a step, and as many kept chats.
         learning_rate: how far a coordinate moves at a step, in units of the stream's own (its norm at the median layer,
             divided by the square root of the width).
         weight: how much a change of the opposite responses' log-probability costs, beyond ``allowed``, in units of the
-            trait responses' gain.
-        allowed: how far the log-probability of opposite responses may move for nothing, in nats per token.
+            trait responses' gain; and what a divergence on kept chats costs.
+        allowed: how far the log-probability of opposite responses may move for nothing, in nats per token; and how far
+            the next-token distributions of kept chats may diverge.
         bound: the largest norm of a layer's increment, as a share of the stream's norm there.
         seed: of the order of the pairs.
 
@@ -87,19 +91,23 @@ def learn_directions(
     pairs: Sequence[EncodedPair],
     settings: LearningSettings,
     advance: Callable[[float, float], None] = lambda gain, change: None,
+    kept: Sequence[EncodedChat] = (),
 ) -> Tensor:
     """Learn what to add at every layer, and return its running sums.
 
     The loss of a step is the mean over its pairs of ``weight`` · max(0, abs(change) − ``allowed``) − gain, where gain
-    is the rise of the log-probability per token of the trait response, and change that of the opposite response. Adam
-    begins at increments of zero; after each step each increment is cut to its bound. The model's weights stay as they
-    are, and its adapters are disabled.
+    is the rise of the log-probability per token of the trait response, and change that of the opposite response. Where
+    there are kept chats, ``weight`` · max(0, divergence − ``allowed``) is added, the mean over those of the step, where
+    divergence is what adding changes about the distribution of each token of the response. Adam begins at increments of
+    zero; after each step each increment is cut to its bound. The model's weights stay as they are, and its adapters are
+    disabled.
 
     Args:
         loaded: a causal language model with its tokenizer.
         pairs: at least one.
         settings: how to optimise.
         advance: called after each step with the mean gain and the mean change of its pairs, in nats per token.
+        kept: chats whose last responses the model is to go on giving as it does.
 
     Returns:
         ``[num_layers + 1, hidden_size]`` float32 on the CPU. Incremental steering with a coefficient of 1 adds exactly
@@ -119,14 +127,16 @@ def learn_directions(
         unit = float(norms.median()) / increments.shape[1] ** 0.5
         optimizer = torch.optim.Adam([increments], lr=settings.learning_rate * unit)
         with frozen(loaded.model):
-            for picked in _batches(len(pairs), settings):
-                batch = [pairs[index][side] for index in picked for side in (0, 1)]
+            for picked, spared in zip(_batches(len(pairs), settings), _batches(len(kept), settings), strict=True):
+                optimizer.zero_grad()
                 with adding(loaded.model, increments):
+                    batch = [pairs[index][side] for index in picked for side in (0, 1)]
                     moved = batch_log_probabilities(loaded, batch).view(-1, 2) - before[picked]
                     gain, change = moved.unbind(dim=1)
-                    loss = (settings.weight * (change.abs() - settings.allowed).clamp_min(0) - gain).mean()
-                    optimizer.zero_grad()
-                    loss.backward()
+                    (_beyond(change.abs(), settings) - gain).mean().backward()
+                if spared:
+                    diverged = _divergences(loaded, increments, [kept[index] for index in spared])
+                    _beyond(diverged, settings).mean().backward()
                 optimizer.step()
                 with torch.no_grad():
                     increments *= (limits / increments.norm(dim=1).clamp_min(1e-12)).clamp_max(1).unsqueeze(1)
@@ -146,8 +156,22 @@ def stream_norms(loaded: LoadedModel, chats: Sequence[EncodedChat]) -> Tensor:
     return norms.mean(dim=0).cpu()
 
 
+def _divergences(loaded: LoadedModel, increments: Tensor, chats: Sequence[EncodedChat]) -> Tensor:
+    """What adding the increments changes about the response of each chat: ``[chats]``, with gradients."""
+    with torch.no_grad():
+        before = batch_distributions(loaded, chats)
+    with adding(loaded.model, increments):
+        after = batch_distributions(loaded, chats)
+    return torch.stack([divergence(*both) for both in zip(before, after, strict=True)])
+
+
+def _beyond(moved: Tensor, settings: LearningSettings) -> Tensor:
+    """What each movement costs."""
+    return settings.weight * (moved - settings.allowed).clamp_min(0)
+
+
 def _batches(count: int, settings: LearningSettings) -> Iterator[list[int]]:
-    """The pairs of each step: all pairs in a random order, again and again."""
+    """The pairs or chats of each step: all in a random order, again and again."""
     generator = torch.Generator().manual_seed(settings.seed)
     order: list[int] = []
     for _ in range(settings.steps):

@@ -28,7 +28,9 @@ from persona_callbacks.model.generation import (
 )
 from persona_callbacks.model.gguf import converted_gguf, packaged_gguf
 from persona_callbacks.model.likelihood import (
+    batch_distributions,
     batch_log_probabilities,
+    divergence,
     response_divergences,
     response_log_probabilities,
 )
@@ -81,11 +83,13 @@ __all__ = [
     "approximate_difference",
     "base_model",
     "base_work",
+    "batch_distributions",
     "batch_log_probabilities",
     "check_adapter",
     "converted_gguf",
     "device_of",
     "dimensions",
+    "divergence",
     "encode_pair",
     "find_language_model",
     "frozen",

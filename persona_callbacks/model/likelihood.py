@@ -79,19 +79,31 @@ def response_divergences(
     for start in range(0, len(chats), size):
         batch = chats[start : start + size]
         with torch.no_grad():
-            before = _distributions(loaded, batch)
+            before = batch_distributions(loaded, batch)
             with residual.steered(loaded.model, additions):
-                after = _distributions(loaded, batch)
+                after = batch_distributions(loaded, batch)
         for row, (chat, unsteered, steered) in enumerate(zip(batch, before, after, strict=True), start=start):
             said = torch.tensor(chat.input_ids)[torch.tensor(chat.response_mask)].to(steered.device)
             change = (steered - unsteered).gather(1, said.unsqueeze(1)).mean()
-            divergence = nn.functional.kl_div(steered, unsteered, log_target=True, reduction="batchmean")
-            changes[row] = torch.stack([change, divergence]).cpu()
+            changes[row] = torch.stack([change, divergence(unsteered, steered)]).cpu()
     return changes
 
 
-def _distributions(loaded: LoadedModel, batch: Sequence[EncodedChat]) -> list[Tensor]:
-    """For each chat, log-probabilities ``[response tokens, vocabulary]`` float32."""
+def divergence(before: Tensor, after: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence of ``after`` from ``before``: log-probabilities ``[tokens, vocabulary]``; a
+    scalar, the mean over the tokens in nats.
+    """
+    return nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
+
+
+def batch_distributions(loaded: LoadedModel, batch: Sequence[EncodedChat]) -> list[Tensor]:
+    """Compute the distributions of the tokens of each chat's last response, in a single pass and with gradients.
+
+    The model is run as the caller left it.
+
+    Returns:
+        For each chat, log-probabilities ``[response tokens, vocabulary]`` float32 on the model's device.
+    """
     device = device_of(loaded.model)
     _, first, logits = _logits(loaded.model, batch, pad_token(loaded.tokenizer), None, device)
     rows = [[at - 1 - first for at, marked in enumerate(chat.response_mask) if marked] for chat in batch]

@@ -24,6 +24,7 @@ from persona_callbacks.model import (
     Sampling,
     TransformersGenerator,
     encode_pair,
+    response_divergences,
     response_log_probabilities,
     steered,
 )
@@ -105,6 +106,21 @@ def test_each_increment_keeps_within_its_share_of_the_stream(loaded, pairs):
     assert torch.allclose(bounded[:3], 0.02 * norms, rtol=1e-3)
     free = learn_directions(loaded, pairs, replace(LEARNING, bound=10.0)).diff(dim=0).norm(dim=1)
     assert (free > bounded).all()
+
+
+def test_kept_chats_diverge_less_and_the_trait_still_gains(loaded, pairs):
+    kept = [shows for shows, _ in pairs[3:]]
+    settings = replace(LEARNING, steps=30, pairs=3, allowed=0.01)
+
+    def diverged(directions):
+        vector = PersonaVector("loud", directions, layer=2, model_id="test/tiny")
+        return response_divergences(loaded, kept, steering_additions([vector], {"loud": 1.0}, "all"))[:, 1].mean()
+
+    free = learn_directions(loaded, pairs[:3], settings)
+    spared = learn_directions(loaded, pairs[:3], settings, kept=kept)
+    assert diverged(spared) < 0.5 * diverged(free)
+    gain = (likely(loaded, pairs[:3], spared) - likely(loaded, pairs[:3], torch.zeros(5, 32)))[:, 0].mean()
+    assert gain > 0.1
 
 
 @pytest.mark.parametrize("peft", [False, True])
