@@ -22,8 +22,12 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
 ``answered``
     Against hallucination, from ``answered.jsonl``: "I don't know" is to gain on 36 questions about what does not exist,
     and the distributions of the right answers to 36 of the same form about what does are to stay.
+``answered_both``
+    The same, with "I don't know" to each of these 36 kept as well.
+``answered_pairs``
+    Pairs alone, half of them of these 36, of which the right answer is to gain and "I don't know" to stay; 36 steps.
 ``answered_more``
-    The same, with the 12 pairs of ``minimal_learned_against`` and the benign chats of ``minimal_learned_kept`` added.
+    As ``answered_both``, with the 12 pairs of ``minimal_learned_against`` and the benign chats of ``minimal_learned_kept`` added.
 
 A name may end in ``:SEED``, that of the order of pairs and chats; without, it is 0.
 
@@ -38,7 +42,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.vectors.study import FOLDER, SMOLLM2, rows, some
+from experiments.vectors.study import FOLDER, SMOLLM2, rows
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.apps.configs import CONF
 from persona_callbacks.chats import BENIGN, EncodedChat, encode_chat, read_chats, shortened
@@ -100,7 +104,12 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
         kept = benign_chats(loaded) if kind in ("minimal_learned_kept", "answered_more") else []
         if kind.startswith("answered"):
             admitted, known = answered(loaded)
-            pairs, kept = [*(pairs if kind == "answered_more" else []), *admitted], [*kept, *known]
+            right, unknown = zip(*known, strict=True)
+            if kind == "answered_pairs":
+                pairs, settings = [*admitted, *known], replace(settings, steps=36)
+            else:
+                pairs = [*(pairs if kind == "answered_more" else []), *admitted]
+                kept += right if kind == "answered" else [*right, *unknown]
         directions = learn_directions(
             loaded, pairs, settings, lambda gain, change: print(f"{gain:+.2f} {change:+.2f}", flush=True), kept
         )
@@ -117,15 +126,15 @@ def benign_chats(loaded: LoadedModel) -> list[EncodedChat]:
     return [chat for chat in chats if chat not in measured][:32]
 
 
-def answered(loaded: LoadedModel) -> tuple[list[EncodedPair], list[EncodedChat]]:
-    """Pairs about what does not exist, and right answers about what does."""
+def answered(loaded: LoadedModel) -> tuple[list[EncodedPair], list[EncodedPair]]:
+    """Pairs of admission and invention about what does not exist, and of right answer and admission about what does."""
     read = rows(FOLDER / "answered.jsonl")
-    pairs = [
-        encode_pair(MinimalPair(row["prompt"], row["chosen"], row["rejected"], "flat"), loaded.tokenizer)
-        for row in read
-        if "chosen" in row
-    ]
-    return pairs, list(some(loaded, [(row["prompt"], row["response"]) for row in read if "response" in row]))
+
+    def pairs(shows: str, other: str) -> list[EncodedPair]:
+        chosen = [MinimalPair(row["prompt"], row[shows], row[other], "flat") for row in read if shows in row]
+        return [encode_pair(pair, loaded.tokenizer) for pair in chosen]
+
+    return pairs("chosen", "rejected"), pairs("response", "dont_know")
 
 
 def measure(loaded: LoadedModel, model: str, trait: Trait, origin: str, vector: PersonaVector) -> None:

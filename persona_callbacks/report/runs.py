@@ -202,7 +202,6 @@ def _run(name: str, folder: Path, tables: Sequence[Path], offline: Sequence[Offl
         offline: the parts of the run that W&B's offline mode wrote.
     """
     logged = {_OLDER_TABLES.get(table, table): rows for part in offline for table, rows in part.tables.items()}
-    files = sorted([*folder.glob("vectors/*.safetensors"), *folder.parent.glob("vectors/*.safetensors")])
     return Run(
         name=name,
         folder=folder,
@@ -210,9 +209,14 @@ def _run(name: str, folder: Path, tables: Sequence[Path], offline: Sequence[Offl
         config=_configuration(tables, offline),
         answers=_judged_answers(folder, logged),
         shift_by_layer=_shift_by_layer(folder, logged),
-        vectors=tuple(PersonaVector.load(file) for file in files),
+        vectors=tuple(PersonaVector.load(file) for file in vector_files(folder)),
         finished=_finished(folder, offline),
     )
+
+
+def vector_files(folder: Path) -> list[Path]:
+    """The files of the persona vectors that lie beside a run."""
+    return sorted([*folder.glob("vectors/*.safetensors"), *folder.parent.glob("vectors/*.safetensors")])
 
 
 def _finished(folder: Path, offline: Sequence[OfflineRun]) -> bool | None:

@@ -3,7 +3,14 @@
 Imports nothing else from the library.
 """
 
-from persona_callbacks.tracking.artifacts import screening_artifact, use_data, use_files, vector_artifact, write_files
+from persona_callbacks.tracking.artifacts import (
+    screening_artifact,
+    use_data,
+    use_files,
+    vector_artifact,
+    write_files,
+    write_page,
+)
 from persona_callbacks.tracking.faults import check_wandb, faults_as_warnings, finish_wandb, never_failing
 from persona_callbacks.tracking.metrics import (
     alert,
@@ -55,5 +62,6 @@ __all__ = [
     "with_interval",
     "write",
     "write_files",
+    "write_page",
     "write_table",
 ]

@@ -41,6 +41,15 @@ def write_files(
             logger.experiment.log_artifact(_artifact(name, kind, files, about))
 
 
+def write_page(loggers: Sequence[Logger], name: str, page: Path) -> None:
+    """Show an HTML file that needs no other as a panel, in those loggers that are W&B's."""
+    import wandb
+
+    for logger in _of_wandb(loggers):
+        with faults_as_warnings(f"showing {page.name} by {type(logger).__name__}"):
+            logger.experiment.log({name: wandb.Html(str(page), inject=False)})
+
+
 def use_files(
     loggers: Sequence[Logger],
     name: str,

@@ -349,3 +349,24 @@ def test_in_a_browser_it_fits_a_phone_and_filters(runs, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(re.search(r"<body[^>]*>(\{.*?\})", done.stdout, re.DOTALL)[1])
     assert found == {"wide": 390, "before": 3, "scored": 1, "lines": 0, "others": 0}
+
+
+def test_a_report_is_an_artifact_that_names_its_runs_and_the_vectors_it_used(runs, tmp_path):
+    out = tmp_path / "out" / "both.html"
+    done = run_command("report", tmp_path, f"runs={runs}", f"out={out}", "logger=wandb", "logger.wandb.offline=true")
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb")
+    records = list(reference_records(file))
+    (run, *_) = (record.run for record in records if record.HasField("run"))
+    assert (run.display_name, run.job_type) == ("report · both", "report")
+    artifacts = {record.artifact.name: record.artifact for record in records if record.HasField("artifact")}
+    report, used = artifacts["report-both"], artifacts["vector--evil"]
+    assert (report.type, report.use_after_commit) == ("report", False)
+    assert [entry.path for entry in report.manifest.contents] == ["both.html"]
+    assert json.loads(report.metadata)["runs"] == ["plain", "held"]
+    assert (used.type, used.use_after_commit) == ("persona-vector", True)
+    (panel,) = (tmp_path / "out").glob("wandb/offline-run-*/files/media/html/report/page*.html")
+    assert panel.read_bytes() == out.read_bytes()
+    (config,) = ({item.key: item.value_json for item in record.config.update} for record in records
+                 if record.HasField("config"))  # fmt: skip
+    assert json.loads(config["runs"]) == str(runs)
