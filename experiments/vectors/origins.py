@@ -27,7 +27,8 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
 ``answered_pairs``
     Pairs alone, half of them of these 36, of which the right answer is to gain and "I don't know" to stay; 36 steps.
 ``answered_more``
-    As ``answered_both``, with the 12 pairs of ``minimal_learned_against`` and the benign chats of ``minimal_learned_kept`` added.
+    As ``answered_both``, with the 12 pairs of ``minimal_learned_against`` and the chats of ``minimal_learned_kept``
+    added.
 
 A name may end in ``:SEED``, that of the order of pairs and chats; without, it is 0.
 

@@ -4,10 +4,10 @@
     python -m experiments.vectors.remedies measure DATA TRAIT VECTOR OUT JOB
 
 ``train`` writes an adapter to the folder OUT under the job's name. ``measure`` appends its answers to
-``answers-TRAIT.csv``, as ``study.py run`` does, and what can be counted to ``remedies.csv``: the last two columns are the
-mean over the trait's pairs for evaluation of how much more than the base model the adapter prefers the trait response,
-in nats per token, and its standard error. Each does nothing if that
-is done already, and ``train`` goes on where it was interrupted. The name of a job says what it trains:
+``answers-TRAIT.csv``, as ``study.py run`` does, and what can be counted to ``remedies.csv``: the last two columns are
+how much more than the base model the adapter prefers the trait response, in nats per token, mean over the trait's pairs
+for evaluation and its standard error. Each does nothing if that is done already, and ``train`` goes on where it was
+interrupted. The name of a job says what it trains:
 
 ``trained:ALPHA:WHERE:STEPS:BENIGN[:NAME:SEED[:OPTIMIZER]]``
     NAME tells which vector was given, and SEED is that of the adapter and the order of the data, by default 0.

@@ -11,7 +11,6 @@ import csv
 import random
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
