@@ -9,10 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from persona_callbacks.palette import BASE, SERIES, draw_layers
+from persona_callbacks.report.evaluations import EvaluatedPoint
 from persona_callbacks.report.pictures import STYLE, WIDTH, as_svg, colour, style
 from persona_callbacks.report.runs import Run
 from persona_callbacks.screening import TraitSummary
 from persona_callbacks.tracking import metrics
+
+_NAMED = 8
+"""Points that are named in a picture; of more, the pointer tells the names."""
 
 
 def trajectory(runs: Sequence[Run], trait: str) -> str:
@@ -117,6 +121,24 @@ def trade_off(runs: Sequence[Run], trait: str, cost: str) -> str:
         axes.set(xlabel=cost, ylabel=f"{trait} {'expression' if evaluated else 'shift'} at the end")
         base_line(axes, runs, name)
         return as_svg(figure, f"{trait} against {cost}, one point a run", tips)
+
+
+def expression_and_capability(points: Sequence[EvaluatedPoint], trait: str) -> str:
+    """Draw trait expression with its interval against the share of questions answered rightly, a point a model."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        tips: list[list[str]] = []
+        for number, point in enumerate(points):
+            right = 100 * point.capability
+            axes.plot([right, right], [point.low, point.high], color=colour(number), linewidth=1, alpha=0.7)
+            axes.plot([right], [point.expression], marker="o", color=colour(number), gid=f"model-{number}")
+            tips.append([f"{point.model}: expression {point.expression:.0f}, {right:.1f} % right"])
+            if len(points) <= _NAMED:
+                axes.annotate(point.model, (right, point.expression), (7, 3), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.25, y=0.12)
+        axes.set(xlabel="questions answered rightly (%)", ylabel=f"{trait} expression (0–100)")
+        return as_svg(figure, f"Expression of {trait} against capability, one point a model", tips)
 
 
 def screening_histogram(summary: TraitSummary, screening: str) -> str:

@@ -35,6 +35,43 @@ class EvaluationSection:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class EvaluatedPoint:
+    """A model whose trait expression and capability were both evaluated.
+
+    Attributes:
+        model: its name.
+        trait: the trait.
+        expression: 0–100.
+        low: lower end of the 95 % interval of the expression.
+        high: its upper end.
+        capability: share of the multiple-choice questions answered rightly, 0–1.
+    """
+
+    model: str
+    trait: str
+    expression: float
+    low: float
+    high: float
+    capability: float
+
+
+def evaluated_points(folders: Sequence[Path]) -> list[EvaluatedPoint]:
+    """The models of all folders of :func:`evaluation_folders` that have both, each once for a trait.
+
+    Raises:
+        InputError: a value in a file is no number.
+    """
+    needed = ("expression", "low", "high", "capability")
+    points = {
+        (row["trait"], row["model"]): EvaluatedPoint(row["model"], row["trait"], *(float(row[key]) for key in needed))
+        for folder in folders
+        for row in _rows(folder / "results.csv")
+        if all(row.get(key) for key in needed)
+    }
+    return list(points.values())
+
+
 def evaluation_folders(paths: Iterable[str | Path]) -> list[Path]:
     """The folders at and below these ones in which ``persona-evaluate`` has left its results."""
     files = [file for path in paths for file in sorted(Path(path).rglob("results.csv")) if _is_ours(file)]

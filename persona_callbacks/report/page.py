@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write
-from persona_callbacks.report.evaluations import evaluation_sections
+from persona_callbacks.report.evaluations import evaluated_points, evaluation_sections
 from persona_callbacks.report.labellings import label_sections
 from persona_callbacks.report.run_labels import labels_of, labels_of_runs
 from persona_callbacks.report.runs import Run
@@ -66,6 +66,7 @@ def write_report(
     names = labels_of(groups) if groups else labels_of_runs(runs)
     questions, left_out = questions_and_answers([(label, runs[label.first]) for label in names], traits)
     screened = screening_sections(screenings)
+    evaluated = evaluated_points(evaluations)
     page = _template().render(
         title=title,
         version=version("persona-callbacks"),
@@ -78,7 +79,7 @@ def write_report(
         results=results_table(runs, traits, loss),
         results_over_seeds=results_over_seeds(groups, traits, loss) if groups else None,
         warnings=_warnings(runs),
-        by_trait=[trait_charts(runs, groups, trait, loss) for trait in traits],
+        by_trait=[trait_charts(runs, groups, trait, loss, evaluated) for trait in traits],
         questions=questions,
         left_out=left_out,
         configuration=configurations([group.config for group in groups] or [run.config for run in runs]),

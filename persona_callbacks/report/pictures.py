@@ -80,8 +80,8 @@ def _ends(axes: Axes, figure: Figure) -> str:
 
 
 def _with_tips(svg: str, tips: Sequence[Sequence[str]]) -> str:
-    """Give each marker of the lines of runs a title, which browsers show under the pointer."""
-    parts = re.split(r'(?=<g id="run-\d+">)', svg)
+    """Give each marker of the lines of runs and models a title, which browsers show under the pointer."""
+    parts = re.split(r'(?=<g id="(?:run|model)-\d+">)', svg)
     for number, of_line in enumerate(tips, start=1):
         markers = iter(of_line)
         parts[number] = re.sub(r"(<use [^>]*?)/>", lambda use: _titled(use, markers), parts[number], count=len(of_line))  # noqa: B023, used at once

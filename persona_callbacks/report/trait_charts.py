@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from persona_callbacks.palette import colour_limit
 from persona_callbacks.report import charts
+from persona_callbacks.report.evaluations import EvaluatedPoint
 from persona_callbacks.report.panels import Panel, small_multiples
 from persona_callbacks.report.runs import Run
 from persona_callbacks.report.seed_charts import expression_over_seeds, trade_off_over_seeds
@@ -41,14 +42,17 @@ class TraitCharts:
     charts: tuple[Chart, ...]
 
 
-def trait_charts(runs: Sequence[Run], groups: Sequence[SeedGroup], trait: str, loss: str) -> TraitCharts:
-    """Draw the pictures of a trait. What a trait costs comes first where both are known.
+def trait_charts(
+    runs: Sequence[Run], groups: Sequence[SeedGroup], trait: str, loss: str, evaluated: Sequence[EvaluatedPoint] = ()
+) -> TraitCharts:
+    """Draw the pictures of a trait. What a trait costs comes first where both are known: loss, and beside it capability.
 
     Args:
         runs: all runs.
         groups: the runs by setting, if there are many; the pictures are of means over seeds then.
         trait: the trait.
         loss: the metric that stands for the task.
+        evaluated: models whose expression and capability ``persona-evaluate`` has measured, of every trait.
     """
     shown = _over_seeds(groups, trait) if groups else _by_run(runs, trait)
     each = "the mean over the seeds of a setting" if groups else "each run"
@@ -59,6 +63,14 @@ def trait_charts(runs: Sequence[Run], groups: Sequence[SeedGroup], trait: str, l
     svg = trade_off_over_seeds(groups, trait, loss) if groups else charts.trade_off(runs, trait, loss)
     both = any(run.last(loss) is not None and run.last(metrics.expression(trait)) is not None for run in runs)
     shown.insert(0 if both else len(shown), Chart("Trade-off", svg, caption))
+    points = [point for point in evaluated if point.trait == trait]
+    if points:
+        caption = (
+            "What keeping the character costs in capability, by persona-evaluate: the judge's score with its 95 %"
+            " interval, and multiple-choice questions; never steered. Down and to the right is better."
+        )
+        beside = Chart("Expression and capability", charts.expression_and_capability(points, trait), caption)
+        shown.insert(1 if both else 0, beside)
     return TraitCharts(trait, (*shown, *_heat_maps(runs, groups, trait)))
 
 

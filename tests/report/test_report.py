@@ -1,6 +1,7 @@
 """persona-report on real runs: what the loggers wrote is what the page shows, with and without either of them."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -215,6 +216,11 @@ def test_evaluations_among_the_runs_have_their_section(runs, tmp_path):
     text = path.read_text(encoding="utf-8")
     assert Page(text).open == []
     assert NASTY not in text  # escaped
+    assert re.findall(r"<h3>([^<]*)</h3>", text[text.index('id="trait-0"') :])[0] == "Expression and capability"
+    tips = re.findall(r"<title>([^<]*: expression 40, 62.5 % right)</title>", text)
+    assert [html.unescape(tip) for tip in tips] == [
+        f"{name}: expression 40, 62.5 % right" for name in (BASE_MODEL, NASTY)
+    ]
     section = "".join(Page(re.search(r'<section id="evaluation-0">.*?</section>', text, re.DOTALL)[0]).text)
     for shown in ("40 (30 to 50)", "62%", "9.50", "0.90 (0.90 to 0.90)", "+0.65 (+0.65 to +0.65)",
                   "0.00 (0.00 to 0.97)", "training example", "+0.40 (+0.40 to +0.40)",
