@@ -83,6 +83,7 @@ def _svg(points: Sequence[OverSeeds], axes: _Axes, ink: str, description: str) -
     band = [(p.step, p.high) for p in points] + [(p.step, p.low) for p in reversed(points)]
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(description, quote=True)}"'
+        f' data-zoom="{_LEFT} {_RIGHT} {axes.steps[0]} {axes.steps[1]}"'
         ' font-family="sans-serif" font-size="10" fill="#444444">'
     ]
     steps, values = axes.ticks
@@ -91,7 +92,12 @@ def _svg(points: Sequence[OverSeeds], axes: _Axes, ink: str, description: str) -
         parts.append(f'<path d="M{_LEFT} {axes.y(value):.1f}H{_RIGHT}" stroke="{shade}"/>')
         parts.append(f'<text x="{_LEFT - 4}" y="{axes.y(value) + 3.5:.1f}" text-anchor="end">{value:g}</text>')
     for step in steps:
-        parts.append(f'<text x="{axes.x(step):.1f}" y="{_BOTTOM + 13}" text-anchor="middle">{step:g}</text>')
+        place = f'x="{axes.x(step):.1f}" y="{_BOTTOM + 13}"'
+        parts.append(f'<text class="step" {place} text-anchor="middle">{step:g}</text>')
+    # A picture of its own, which cuts off what zooming moves out of it; the first and last marker stand out a little.
+    inside = f"{_LEFT - 2} 0 {_RIGHT - _LEFT + 4} {_HEIGHT}"
+    left, top, width, height = inside.split()
+    parts.append(f'<svg x="{left}" y="{top}" width="{width}" height="{height}" viewBox="{inside}">')
     if any(point.spread is not None for point in points):
         parts.append(f'<polygon points="{_path(band, axes)}" fill="{ink}" fill-opacity=".22"/>')
     line = _path([(p.step, p.mean) for p in points], axes)
@@ -101,7 +107,7 @@ def _svg(points: Sequence[OverSeeds], axes: _Axes, ink: str, description: str) -
         f"<title>{_tip(p)}</title></circle>"
         for p in points
     ]
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, "</svg></svg>"])
 
 
 def _path(points: Sequence[tuple[float, float]], axes: _Axes) -> str:

@@ -221,3 +221,32 @@ def test_dragging_across_a_trajectory_zooms_in_on_its_steps(reset, tmp_path):
     assert found["zoomed"]["bands"] == 0
     assert found["clicked"] == found["zoomed"], "a click is no drag"
     assert found["after"] == found["before"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_small_panels_zoom_together(tmp_path):
+    runs = [made(f"lr {n}", at_0=0.0, at_10=1.0 * n, at_20=2.0 * n, at_30=0.0, at_40=1.0) for n in range(13)]
+    page = write_report(runs, tmp_path / "report.html")
+    probe = """
+      const panels = [...document.querySelectorAll(".panels svg[data-zoom]")], svg = panels[4];
+      const [left, right, first, last] = svg.dataset.zoom.split(" ").map(Number), box = svg.getBoundingClientRect();
+      svg.setPointerCapture = () => {};
+      const point = (kind, step) => svg.dispatchEvent(new PointerEvent(kind, {clientX:
+        box.left + (left + (step - first) / (last - first) * (right - left)) / svg.viewBox.baseVal.width * box.width}));
+      const share = (x) => Math.round(100 * (x - left) / (right - left)) / 100;
+      const look = () => panels.map((one) => ({
+        markers: [...one.querySelectorAll("circle")].map((dot) => share(dot.getAttribute("cx"))),
+        line: one.querySelector("polyline").getAttribute("points").split(" ").map((at) => share(at.split(",")[0])),
+        ticks: [...one.querySelectorAll("text.step")].map((tick) => Number(tick.textContent))}));
+      found.before = look();
+      point("pointerdown", 10); point("pointermove", 30); point("pointerup", 30);
+      found.zoomed = look();
+      svg.dispatchEvent(new MouseEvent("dblclick")); found.after = look();"""
+    found = browse(page, tmp_path, probe)
+    assert found["complaints"] == []
+    assert len(found["before"]) == 13
+    for before, zoomed in zip(found["before"], found["zoomed"], strict=True):
+        assert before["markers"] == before["line"] == [0, 0.25, 0.5, 0.75, 1]
+        assert zoomed["markers"] == zoomed["line"] == [-0.5, 0, 0.5, 1, 1.5], "steps 10 to 30 fill the plot"
+        assert zoomed["ticks"] == [10 + tick / 2 for tick in before["ticks"]]
+    assert found["after"] == found["before"]
