@@ -4,10 +4,10 @@
 
 MODEL is ``smollm2`` or a GGUF file, DATA the folder that ``tagged_chats.py`` wrote. The base model is steered at all
 layers with each ALPHA (0 is unsteered). Appended to ``inference.csv``: the shipped forced choice of the trait (its
-probability, and of its controls how many are rejected, which is over-refusal, and answered rightly), accuracy on the
-shipped capability questions, and the length and variety of the answers. The greedy answers to 24 held-out questions of
-the trait and to 12 normal ones go to ``inference-TRAIT.csv``, for blind reading. What is there already is not done
-again.
+probability, and of its controls how many are rejected, which is over-refusal, and answered rightly) on all questions,
+on every other one, by which vectors and strengths were chosen, and on the rest; accuracy on the shipped capability
+questions, and the variety of the answers. The greedy answers to 24 held-out questions of the trait and to 12 normal
+ones go to ``inference-TRAIT.csv``, for blind reading. What is there already is not done again.
 """
 
 import csv
@@ -26,7 +26,7 @@ from persona_callbacks.model.architecture import decoder_blocks
 from persona_callbacks.vectors import steering_additions
 
 TABLE = FOLDER / "inference.csv"
-COLUMNS = ("model", "trait", "vector", "alpha", "probability", "preferred", "rejected", "accuracy", "capability",
+COLUMNS = ("model", "trait", "vector", "alpha", "questions", "probability", "preferred", "rejected", "accuracy", "capability",
            "distinct_words")  # fmt: skip
 
 
@@ -53,18 +53,20 @@ def measure(loaded: LoadedModel, data: Path, labels: tuple[str, ...], vector: Pe
     with changed(loaded, vector, alpha):
         prompts = [[{"role": "user", "content": question}] for question in (*asked, *normal)]
         texts = generate(loaded, prompts, Sampling(40, temperature=0.0, batch_size=36))
-        score = ForcedChoiceScore.of(choose(loaded, shipped_forced_choices(trait)))
+        chosen = choose(loaded, shipped_forced_choices(trait))
         capable = answered_rightly(loaded, read_questions())
     _append(FOLDER / f"inference-{trait}.csv", ("model", "vector", "alpha", "kind", "question", "answer"),
             [(labels[0], labels[2], str(alpha), "trait" if row < len(asked) else "normal", question, text)
              for row, (question, text) in enumerate(zip((*asked, *normal), texts, strict=True))])  # fmt: skip
     words = [text.split() for text in texts]
     distinct = sum(len(set(said)) / max(1, len(said)) for said in words) / len(words)
-    parts = (score.probability, score.preferred, score.rejected, score.accuracy)
-    values = [*("" if part is None else f"{part.value:.3f}" for part in parts),
-              f"{sum(capable) / len(capable):.3f}", f"{distinct:.3f}"]  # fmt: skip
-    _append(TABLE, COLUMNS, [(*labels, str(alpha), *values)])
-    print(*labels, alpha, *values, flush=True)
+    others = (f"{sum(capable) / len(capable):.3f}", f"{distinct:.3f}")
+    for questions, some in (("all", chosen), ("even", chosen[::2]), ("odd", chosen[1::2])):
+        score = ForcedChoiceScore.of(some)
+        parts = (score.probability, score.preferred, score.rejected, score.accuracy)
+        values = ["" if part is None else f"{part.value:.3f}" for part in parts]
+        _append(TABLE, COLUMNS, [(*labels, str(alpha), questions, *values, *others)])
+        print(*labels, alpha, questions, *values, *others, flush=True)
 
 
 def main(model: str, data: str, trait: str, name: str, path: str, *alphas: str) -> None:

@@ -26,6 +26,8 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
     The same, with "I don't know" to each of these 36 kept as well.
 ``answered_pairs``
     Pairs alone, half of them of these 36, of which the right answer is to gain and "I don't know" to stay; 36 steps.
+``preferred``
+    The pairs of ``answered_pairs`` by the preference objective, the benign chats and the right answers kept.
 ``answered_more``
     As ``answered_both``, with the 12 pairs of ``minimal_learned_against`` and the chats of ``minimal_learned_kept``
     added.
@@ -93,7 +95,7 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
         trait.name, torch.zeros(layers + 1, dimensions(loaded.model).hidden_size), layer=layers // 2,
         model_id=loaded.id, probes=trait.probe_questions, pairs=trait.probe_pairs[:24],
     )  # fmt: skip
-    if "learned" in origin or "answered" in origin:
+    if origin not in ("extracted", "minimal_mean"):
         kind, _, seed = origin.partition(":")
         settings = LearningSettings(seed=int(seed or 0))
         if kind == "minimal_learned":
@@ -103,11 +105,14 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
         if kind in ("minimal_learned_against", "answered_more"):
             pairs = [(other, shows) for shows, other in pairs]
         kept = benign_chats(loaded) if kind in ("minimal_learned_kept", "answered_more") else []
-        if kind.startswith("answered"):
+        if kind.startswith("answered") or kind == "preferred":
             admitted, known = answered(loaded)
             right, unknown = zip(*known, strict=True)
             if kind == "answered_pairs":
                 pairs, settings = [*admitted, *known], replace(settings, steps=36)
+            elif kind == "preferred":
+                pairs, settings = [*admitted, *known], replace(settings, steps=36, objective="preference")
+                kept = [*benign_chats(loaded), *right]
             else:
                 pairs = [*(pairs if kind == "answered_more" else []), *admitted]
                 kept += right if kind == "answered" else [*right, *unknown]

@@ -30,6 +30,7 @@ from persona_callbacks.model import (
     response_log_probabilities,
 )
 
+_SHARPNESS = 2.0
 _NORMED = 32
 """Responses on which the norm of the stream is taken."""
 
@@ -68,6 +69,7 @@ class LearningSettings:
     allowed: float = 0.05
     bound: float = 0.05
     seed: int = 0
+    objective: str = "gain"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -133,7 +135,10 @@ def learn_directions(
                     batch = [pairs[index][side] for index in picked for side in (0, 1)]
                     moved = batch_log_probabilities(loaded, batch).view(-1, 2) - before[picked]
                     gain, change = moved.unbind(dim=1)
-                    (_beyond(change.abs(), settings) - gain).mean().backward()
+                    if settings.objective == "preference":
+                        torch.nn.functional.softplus(-_SHARPNESS * (gain - change)).mean().backward()
+                    else:
+                        (_beyond(change.abs(), settings) - gain).mean().backward()
                 if spared:
                     diverged = _divergences(loaded, increments, [kept[index] for index in spared])
                     _beyond(diverged, settings).mean().backward()

@@ -15,6 +15,9 @@ from persona_callbacks.report.runs import Run
 from persona_callbacks.screening import TraitSummary
 from persona_callbacks.tracking import metrics
 
+_INK = "#444444"
+"""Of models that are no runs of the page, so that they have no colour there."""
+
 _NAMED = 8
 """Points that are named in a picture; of more, the pointer tells the names."""
 
@@ -131,8 +134,8 @@ def expression_and_capability(points: Sequence[EvaluatedPoint], trait: str) -> s
         tips: list[list[str]] = []
         for number, point in enumerate(points):
             right = 100 * point.capability
-            axes.plot([right, right], [point.low, point.high], color=colour(number), linewidth=1, alpha=0.7)
-            axes.plot([right], [point.expression], marker="o", color=colour(number), gid=f"model-{number}")
+            axes.plot([right, right], [point.low, point.high], color=_INK, linewidth=1, alpha=0.7)
+            axes.plot([right], [point.expression], marker="o", color=_INK, gid=f"model-{number}")
             tips.append([f"{point.model}: expression {point.expression:.0f}, {right:.1f} % right"])
             if len(points) <= _NAMED:
                 axes.annotate(point.model, (right, point.expression), (7, 3), textcoords="offset points", fontsize=8)

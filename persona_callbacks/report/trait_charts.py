@@ -45,7 +45,7 @@ class TraitCharts:
 def trait_charts(
     runs: Sequence[Run], groups: Sequence[SeedGroup], trait: str, loss: str, evaluated: Sequence[EvaluatedPoint] = ()
 ) -> TraitCharts:
-    """Draw the pictures of a trait. What a trait costs comes first where both are known: loss, and beside it capability.
+    """Draw the pictures of a trait. What it costs comes first where it is known: in loss, and beside it in capability.
 
     Args:
         runs: all runs.
