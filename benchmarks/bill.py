@@ -41,7 +41,7 @@ from persona_callbacks.model import (
     preferences,
     projections,
 )
-from persona_callbacks.steering import design, likelihoods_under_steering
+from persona_callbacks.steering import LikeliestStart, design, likelihoods_under_steering
 from persona_callbacks.traits import spread
 
 BLOCKS, CHATS, BATCH = 32, 10_000, 16
@@ -92,7 +92,7 @@ def counted(loaded: LoadedModel, trait: Trait, settings: argparse.Namespace) -> 
     with counting() as preference:
         preferences(loaded, pairs, BatchLimits(16))
     with counting() as start:
-        likelihoods_under_steering(loaded, chats[:40], [vector] * traits, design(traits))
+        likelihoods_under_steering(loaded, chats[: LikeliestStart().samples], [vector] * traits, design(traits))
     with counting() as evaluation:
         answers = answer_questions(loaded, trait.evaluation_questions, Sampling(max_new_tokens=48, temperature=0.0))
         if made.calibration is not None:
