@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from persona_callbacks.callbacks._batches import BatchProjections
 from persona_callbacks.callbacks._pairs import PairReader, Pairs, check_pairs, chosen_pairs
-from persona_callbacks.callbacks._probes import ProbeReader
-from persona_callbacks.callbacks._readings import log_course, log_reading, readings_without, without
+from persona_callbacks.callbacks._probes import ProbeReader, layers_read
+from persona_callbacks.callbacks._readings import Measured, log_course, log_reading, readings_without, without
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import MADE_WITH, OnePerTraits, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
@@ -28,10 +28,7 @@ from persona_callbacks.callbacks._seams import (
 from persona_callbacks.callbacks._training import TrainingValues
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import settings_fingerprint
-from persona_callbacks.model import (
-    base_model,
-    removable_adapters,
-)
+from persona_callbacks.model import base_model, is_sharded, is_untrained, removable_adapters
 from persona_callbacks.steering import Reading, Sensor
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
@@ -232,8 +229,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
         self._probe_reader = ProbeReader(
-            self.vectors, [self._probes_of(vector) for vector in self.vectors], self.position,
-            [self._layers_of(vector) for vector in self.vectors], self._tokenizer,
+            self.vectors, [self._probes_of(vector) for vector in self.vectors], self.position, self._tokenizer
         )  # fmt: skip
         self._pair_reader = PairReader(self.pairs, self._tokenizer)
         self._batches = BatchProjections(self._model, self.vectors, self.batch_adapter)
@@ -244,7 +240,9 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         if not self._resumed:
             self._baseline, self._preference_baseline, self.readings = {}, {}, []
         self._resumed = False
-        known = {v.trait for v in self.vectors if len(self._baseline.get(v.trait, ())) == len(self._layers_of(v))}
+        layers = {vector.trait: layers_read(vector, self.every_layer) for vector in self.vectors}
+        known = {trait for trait, own in layers.items() if len(self._baseline.get(trait, ())) == len(own)}
+        measured, new = None, not self._baseline and not self._preference_baseline
         unknown = [f"shift of {vector.trait}" for vector in self.vectors if vector.trait not in known]
         unknown += [f"preference of {trait}" for trait in self.pairs if trait not in self._preference_baseline]
         if unknown:
@@ -254,12 +252,13 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
                     f" the {', the '.join(unknown)} counts from step {trainer.global_step}"
                 )
             with base_model(self._model):
-                measured = self._probe_reader.read(trainer, self._model, self.batch_size)
-                preferred, _ = self._pair_reader.read(trainer, self._model, self.batch_size)
-            self._baseline = measured | {trait: self._baseline[trait] for trait in known}
-            self._preference_baseline = preferred | self._preference_baseline
+                measured = self._measure(trainer)
+            self._baseline = {**measured.projection} | {trait: self._baseline[trait] for trait in known}
+            self._preference_baseline = {**measured.preference} | self._preference_baseline
         if not self.readings or any(vector.trait not in self.readings[-1].shift for vector in self.vectors):
-            self._read(trainer)
+            # Of an adapter that changes nothing yet, what was just measured of the base model is the reading.
+            is_base = new and not is_sharded(self._model) and is_untrained(self._model)
+            self._read(trainer, measured if is_base else None)
         self._step_seen = trainer.global_step
 
     @override
@@ -289,7 +288,9 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         if is_logging_step(trainer):
             self._batches.log(trainer)
         if is_due:
-            self._read(trainer, pairs=self._is_due(trainer.global_step, "preference"))
+            step = trainer.global_step
+            own = step % self.every_n_steps == 0
+            self._read(trainer, self._measure(trainer, own, self._is_due(step, "preference")))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -352,27 +353,22 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         return vector.probes if self.probes is None else self.probes
 
     def _ends_with_whole(self, trainer: Trainer) -> bool:
-        """Whether the last reading is of these optimizer steps, with pairs."""
+        """Whether the last reading is of these optimizer steps, with pairs and every layer that is read."""
         last = self.readings[-1]
-        return last.step == trainer.global_step and self.pairs.keys() <= last.preference.keys()
+        whole = self.pairs.keys() <= last.preference.keys() and (last.shift_by_layer or not self.every_layer)
+        return last.step == trainer.global_step and bool(whole)
 
-    def _read(self, trainer: Trainer, pairs: bool = True) -> None:
-        """Take a reading, in place of an earlier one of the same optimizer steps."""
+    def _measure(self, trainer: Trainer, layers: bool = True, pairs: bool = True) -> Measured:
+        """Read the model; if not all its ``layers``, the chosen ones, and if no ``pairs``, the probes alone."""
+        every_layer = self.every_layer and layers
+        projection = self._probe_reader.read(trainer, self._model, self.batch_size, every_layer)
+        preference, share = self._pair_reader.read(trainer, self._model, self.batch_size) if pairs else ({}, {})
+        return Measured(projection, preference, share, every_layer)
+
+    def _read(self, trainer: Trainer, measured: Measured | None = None) -> None:
+        """Take a reading of everything, or of what was measured, in place of an earlier one of the same steps."""
         self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
-        projections, shifts, by_layer = {}, {}, {}
-        read = self._probe_reader.read(trainer, self._model, self.batch_size)
-        for vector, measured in zip(self.vectors, read.values(), strict=True):
-            differences = [now - before for now, before in zip(measured, self._baseline[vector.trait], strict=True)]
-            chosen = self._layers_of(vector).index(vector.layer)
-            projections[vector.trait], shifts[vector.trait] = measured[chosen], differences[chosen]
-            if self.every_layer:
-                by_layer[vector.trait] = differences
-        preferred, share = self._pair_reader.read(trainer, self._model, self.batch_size) if pairs else ({}, {})
-        preference = {trait: value - self._preference_baseline[trait] for trait, value in preferred.items()}
-        reading = Reading(trainer.global_step, projections, shifts, by_layer, preference, share)
+        baseline = Measured(self._baseline, self._preference_baseline, {}, self.every_layer)
+        reading = (measured or self._measure(trainer)).since(baseline, self.vectors, trainer.global_step)
         log_reading(trainer, reading, self.readings[-1] if self.readings else None)
         self.readings.append(reading)
-
-    def _layers_of(self, vector: PersonaVector) -> list[int]:
-        """Where this vector's probes are read."""
-        return list(range(1, vector.num_layers + 1)) if self.every_layer else [vector.layer]
