@@ -32,7 +32,7 @@ class Measured:
     every_layer: bool
 
     def since(self, baseline: "Measured", vectors: Sequence[PersonaVector], step: int) -> Reading:
-        """The reading after so many optimizer steps: this less the base model's, by layer too if every layer was read."""
+        """The reading after so many optimizer steps: this less the base model's, also by layer if all were read."""
         projections, shifts, by_layer = {}, {}, {}
         for vector in vectors:
             now, base = (one.projection[vector.trait] for one in (self, baseline))

@@ -37,18 +37,20 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     """Measure the shift and the preference of every trait throughout training. It changes nothing in the run.
 
     Before step 1, every ``every_n_steps`` optimizer steps and at the end, each trait's probes are run once, unsteered
-    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. So are the trait's
-    minimal pairs, whose two responses differ in the trait alone: ``persona/{trait}/preference`` is how much likelier
-    the trait's response has become, and ``persona/{trait}/preference_share`` how often it is the likelier one. The
-    baseline is the base model at the start of the fit: adapters disabled where there are some, else the weights as they
-    are then. With several processes, each runs its share, in equally many passes.
+    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. Before step 1,
+    every ``pairs_every_n_steps`` and at the end, so are the trait's minimal pairs, whose two responses differ in the
+    trait alone: ``persona/{trait}/preference`` is how much likelier the trait's response has become, and
+    ``persona/{trait}/preference_share`` how often it is the likelier one. The baseline is the base model at the start
+    of the fit: adapters disabled where there are some, else the weights as they are then. With several processes, each
+    runs its share, in equally many passes.
 
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
     ``trainer.log_every_n_steps``. At those steps and at each reading, ``train/loss``, ``train/learning_rate`` and
     ``train/gradient_norm`` (before clipping) are logged beside, unless the module logs them itself by these names.
 
-    Other callbacks may :meth:`request` readings between these, with pairs or without; adaptive steering does. With
+    Other callbacks may :meth:`request` readings between these, which are of the chosen layers alone, with pairs or
+    without; adaptive steering does. Of an adapter that changes nothing yet, the baseline is the first reading. With
     Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
 
     Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline. A trait whose vector,
@@ -66,7 +68,9 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         every_layer: read the probes at every layer, not only the chosen ones, for ``shift_by_layer`` of the readings,
             and a table and a picture of it in loggers that have some, such as W&B's.
         pairs: how many of each vector's minimal pairs are read; 0 for none. Or the pairs themselves: a list if there is
-            one vector, else by trait. Reading 16 of a trait costs a little less than a training step on 8 chats.
+            one vector, else by trait. Reading 16 of a trait costs more than half a training step on 8 chats.
+        pairs_every_n_steps: optimizer steps between readings of the pairs, which come with the next reading of the
+            probes; with each of those where adaptive steering or a guard answers to the preference.
         batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
 
     Attributes:
@@ -94,11 +98,12 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         every_layer: bool = False,
         pairs: Pairs = 16,
         batch_adapter: BatchAdapter | None = None,
+        pairs_every_n_steps: int = 25,
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check(
             [vector.trait for vector in self.vectors], self.vectors[0].num_layers, every_n_steps, position, probes,
-            tokenizer, batch_size, every_layer, pairs, batch_adapter,
+            tokenizer, batch_size, every_layer, pairs, batch_adapter, pairs_every_n_steps,
         )  # fmt: skip
         warn_if_weak(self.vectors)
         for vector in self.vectors:
@@ -112,12 +117,14 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         self.batch_size = batch_size
         self.every_layer = every_layer
         self.pairs = chosen_pairs(self.vectors, pairs)
+        self.pairs_every_n_steps = pairs_every_n_steps
         self.batch_adapter = batch_adapter
         self.readings: list[Reading] = []
         self._baseline: dict[str, list[float]] = {}
         self._preference_baseline: dict[str, float] = {}
         self._resumed = False
         self._requests: dict[object, tuple[int, Sensor]] = {}
+        self._needed: set[Sensor] = set()
         self._batches: BatchProjections | None = None
         self._training = TrainingValues()
 
@@ -134,6 +141,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         every_layer: bool = False,
         pairs: Pairs = 16,
         batch_adapter: BatchAdapter | None = None,
+        pairs_every_n_steps: int = 25,
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -148,13 +156,16 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             every_layer: see there.
             pairs: see there.
             batch_adapter: see there.
+            pairs_every_n_steps: see there.
 
         Raises:
             InputError: settings that cannot be.
         """
         del num_layers, tokenizer, every_layer, batch_adapter  # any will do
         check_pairs(cls.__name__, traits, pairs)
-        check_at_least_one(cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size)
+        check_at_least_one(
+            cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size, pairs_every_n_steps=pairs_every_n_steps
+        )
         if position not in ("prompt_last", "prompt_mean"):
             expected = "expected 'prompt_last' or 'prompt_mean', since a probe is a prompt and has no response to read"
             raise InputError(f"{cls.__name__}: position: {expected}; found {position!r}")
@@ -164,8 +175,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     def request(self, requester: object, step: int | None, sensor: Sensor = "preference") -> None:
         """Ask for a reading of a sensor after ``step`` optimizer steps, beside those that are taken anyway.
 
-        Pairs, which cost several times as much as probes, are left out of a reading of the ``shift`` alone. Every
-        requester has a request of its own, which replaces its earlier one; ``None`` takes it back. Requests end with
+        It is of the chosen layers alone, and one of the ``shift`` is without pairs, which cost several times as much as
+        probes. Every requester has a request of its own, which replaces its earlier one; ``None`` takes it back. Requests end with
         the fit.
         """
         if step is None:
@@ -173,10 +184,15 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         else:
             self._requests[requester] = (step, sensor)
 
+    def need(self, sensor: Sensor) -> None:
+        """Have a sensor in all readings of the monitor's own in this fit, as what answers to the sensor needs them."""
+        self._needed.add(sensor)
+
     @override
     def facts(self) -> dict[str, Any]:
         """What loggers record of the monitor."""
-        settings = {"every_n_steps": self.every_n_steps, "position": self.position, "every_layer": self.every_layer}
+        names = ("every_n_steps", "position", "every_layer", "pairs_every_n_steps")
+        settings = {name: getattr(self, name) for name in names}
         probes = {vector.trait: len(self._probes_of(vector)) for vector in self.vectors}
         return {**settings, "probes": probes, "pairs": {trait: len(pairs) for trait, pairs in self.pairs.items()}}
 
@@ -223,7 +239,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, find the tokenizer, encode probes and pairs, attach the batch reader."""
         self._model = self.find_model(trainer, pl_module, self.vectors)
-        self._requests = {}
+        self._requests, self._needed = {}, set()
         self._training.forget()
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
@@ -288,9 +304,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         if is_logging_step(trainer):
             self._batches.log(trainer)
         if is_due:
-            step = trainer.global_step
-            own = step % self.every_n_steps == 0
-            self._read(trainer, self._measure(trainer, own, self._is_due(step, "preference")))
+            layers = trainer.global_step % self.every_n_steps == 0
+            self._read(trainer, self._measure(trainer, layers, self._is_due(trainer.global_step, "preference")))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -328,8 +343,12 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
 
     def _is_due(self, step: int, sensor: Sensor | None = None) -> bool:
         """Whether a reading, or one of a sensor, is taken after so many optimizer steps."""
-        asked = [of for at, of in self._requests.values() if at == step and sensor in (None, of)]
-        return step % self.every_n_steps == 0 or bool(asked)
+        asked = any(at == step and sensor in (None, of) for at, of in self._requests.values())
+        own = step % self.every_n_steps == 0
+        if sensor == "preference" and sensor not in self._needed:
+            # In the first reading at or after each multiple.
+            own = own and step // self.pairs_every_n_steps > (step - self.every_n_steps) // self.pairs_every_n_steps
+        return own or asked
 
     def _measured_with(self) -> dict[str, dict[str, Any]]:
         """By trait, what its baseline and readings depend on beside the model."""
