@@ -69,9 +69,9 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             and a table and a picture of it in loggers that have some, such as W&B's.
         pairs: how many of each vector's minimal pairs are read; 0 for none. Or the pairs themselves: a list if there is
             one vector, else by trait. Reading 16 of a trait costs more than half a training step on 8 chats.
+        batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
         pairs_every_n_steps: optimizer steps between readings of the pairs, which come with the next reading of the
             probes; with each of those where adaptive steering or a guard answers to the preference.
-        batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
 
     Attributes:
         readings: all readings so far, oldest first.
@@ -176,8 +176,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         """Ask for a reading of a sensor after ``step`` optimizer steps, beside those that are taken anyway.
 
         It is of the chosen layers alone, and one of the ``shift`` is without pairs, which cost several times as much as
-        probes. Every requester has a request of its own, which replaces its earlier one; ``None`` takes it back. Requests end with
-        the fit.
+        probes. Every requester has a request of its own, which replaces its earlier one; ``None`` takes it back.
+        Requests end with the fit.
         """
         if step is None:
             self._requests.pop(requester, None)
