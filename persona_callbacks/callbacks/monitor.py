@@ -120,7 +120,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         self.pairs_every_n_steps = pairs_every_n_steps
         self.batch_adapter = batch_adapter
         self.readings: list[Reading] = []
-        self._baseline: dict[str, list[float]] = {}
+        self._baseline: dict[str, Sequence[float]] = {}
         self._preference_baseline: dict[str, float] = {}
         self._resumed = False
         self._requests: dict[object, tuple[int, Sensor]] = {}
