@@ -41,7 +41,7 @@ from persona_callbacks.model import (
     preferences,
     projections,
 )
-from persona_callbacks.steering import design, likelihoods_under_steering
+from persona_callbacks.steering import LikeliestStart, design, likelihoods_under_steering
 from persona_callbacks.traits import spread
 
 BLOCKS, CHATS, BATCH = 32, 10_000, 16
@@ -92,20 +92,20 @@ def counted(loaded: LoadedModel, trait: Trait, settings: argparse.Namespace) -> 
     with counting() as preference:
         preferences(loaded, pairs, BatchLimits(16))
     with counting() as start:
-        likelihoods_under_steering(loaded, chats[:40], [vector] * traits, design(traits))
+        likelihoods_under_steering(loaded, chats[: LikeliestStart().samples], [vector] * traits, design(traits))
     with counting() as evaluation:
         answers = answer_questions(loaded, trait.evaluation_questions, Sampling(max_new_tokens=48, temperature=0.0))
         if made.calibration is not None:
             ContrastiveJudge(loaded, trait, made.calibration).score(answers)
-    own = steps // 10 + 2  # every ten steps, before the first, and the baseline
 
-    def times(number: float, *counts: list[float]) -> tuple[float, float]:
-        return number * sum(count[0] for count in counts), number * sum(count[1] for count in counts)
+    def times(number: float, count: list[float]) -> tuple[float, float]:
+        return number * count[0], number * count[1]
 
     return {
         "extraction": times(traits, extraction),
         f"screening of {settings.screened} chats": times(settings.screened / len(chats), screening),
-        "readings, every ten steps": times(traits * own, shift, preference),
+        "readings of the shift, every ten steps, and the baseline": times(traits * (steps // 10 + 1), shift),
+        "readings of the preference, every 25 steps, and the baseline": times(traits * (steps // 25 + 1), preference),
         "readings of the shift, after half of all steps": times(traits * steps / 2, shift),
         "where steering starts": times(1, start),
         "evaluation before and after": times(2 * traits, evaluation),

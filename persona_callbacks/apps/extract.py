@@ -24,7 +24,6 @@ from persona_callbacks.extraction import (
     Steered,
     cosine_figure,
     curve_figure,
-    extract,
     layer_figure,
     log_vectors,
     steered_expression,
@@ -75,8 +74,7 @@ def _extract_all(
     vectors: list[PersonaVector] = []
     compared: list[PersonaVector] = []
     extractions: list[Extraction] = []
-    for trait in traits:
-        extraction = extract(loaded, trait, settings, console, generator)
+    for trait, extraction in zip(traits, opening.extractions(loaded, generator), strict=True):
         vector = extraction.vector
         _write(folder, extraction, cfg.formats, loaded.model.config.model_type)
         if cfg.curve.coefficients:

@@ -1,6 +1,6 @@
 """The opening that the apps share: the model, the traits and the vectors that a configuration names."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +10,16 @@ from rich.console import Console
 
 from persona_callbacks.apps.kinds import check_kinds
 from persona_callbacks.apps.start import chosen_device, chosen_traits, quiet_libraries
-from persona_callbacks.extraction import ExtractionSettings, persona_vector
-from persona_callbacks.model import LoadedModel, ModelSource, dimensions, load_model, move
+from persona_callbacks.extraction import Extraction, ExtractionSettings, extract
+from persona_callbacks.model import (
+    Generator,
+    LoadedModel,
+    ModelSource,
+    dimensions,
+    load_model,
+    move,
+    weights_fingerprint,
+)
 from persona_callbacks.progress import open_console
 from persona_callbacks.traits import Trait
 from persona_callbacks.vectors import PersonaVector
@@ -69,7 +77,18 @@ class Opening:
         Raises:
             InputError: see :func:`~persona_callbacks.extraction.extract`.
         """
-        return [*self.vectors, *(persona_vector(loaded, trait, self.extraction, self.console) for trait in self.traits)]
+        return [*self.vectors, *(extraction.vector for extraction in self.extractions(loaded))]
+
+    def extractions(self, loaded: LoadedModel, generator: Generator | None = None) -> Iterator[Extraction]:
+        """Extract each trait's vectors, or take them from the cache, one after the other as they are asked for.
+
+        Raises:
+            InputError: see :func:`~persona_callbacks.extraction.extract`.
+        """
+        # Before any pass: bitsandbytes packs weights anew in its first.
+        weights = weights_fingerprint(loaded.model) if self.traits else None
+        for trait in self.traits:
+            yield extract(loaded, trait, self.extraction, self.console, generator, weights=weights)
 
 
 def open_app(cfg: DictConfig, console: Console | None = None) -> Opening:

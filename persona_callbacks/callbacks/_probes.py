@@ -20,26 +20,31 @@ class ProbeReader:
         vectors: Sequence[PersonaVector],
         probes: Sequence[Sequence[str]],
         position: Position,
-        layers: Sequence[Sequence[int]],
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        """Encode the probes: those of each vector, read at its own layers. A probe of several vectors is run once."""
+        """Encode the probes of each vector. A probe of several vectors is run once."""
         questions = list(dict.fromkeys(question for own in probes for question in own))
         self._vectors = vectors
         self._position: Position = position
-        self._layers = layers
         self._tokenizer = tokenizer
         self._encoded = [encode_prompt([{"role": "user", "content": question}], tokenizer) for question in questions]
         self._belongs = torch.tensor([[question in own for own in probes] for question in questions])
 
-    def read(self, trainer: Trainer, model: LanguageModel, batch_size: int) -> dict[str, list[float]]:
-        """By trait, the mean projection of the probes at each of the vector's layers."""
+    def read(
+        self, trainer: Trainer, model: LanguageModel, batch_size: int, every_layer: bool
+    ) -> dict[str, list[float]]:
+        """By trait, the mean projection of the probes at :func:`layers_read`. Blocks above the highest of them are not
+        run.
+        """
+        layers = [layers_read(vector, every_layer) for vector in self._vectors]
         directions = [vector.fingerprint for vector in self._vectors]
-        made_from = [directions, self._position, self._layers, self._encoded, self._belongs.tolist(), batch_size]
-        means = base_work(model, "projection", made_from, lambda: self._means(trainer, model, batch_size))
+        made_from = [directions, self._position, layers, self._encoded, self._belongs.tolist(), batch_size]
+        means = base_work(model, "projection", made_from, lambda: self._means(trainer, model, batch_size, layers))
         return {vector.trait: mean for vector, mean in zip(self._vectors, means, strict=True)}
 
-    def _means(self, trainer: Trainer, model: LanguageModel, batch_size: int) -> list[list[float]]:
+    def _means(
+        self, trainer: Trainer, model: LanguageModel, batch_size: int, layers: list[list[int]]
+    ) -> list[list[float]]:
         """The means, in the order of the vectors."""
         own, counts = share_of(trainer, len(self._encoded))
         device = device_of(model)
@@ -48,10 +53,15 @@ class ProbeReader:
             [self._encoded[index] for index in own],
             self._vectors,
             self._position,
-            self._layers,
+            layers,
             BatchLimits(batch_size),
         )
         belongs = (self._belongs[own] & counts[:, None]).to(device)
         sums = sum_over_processes(trainer, (projected * belongs[..., None]).sum(dim=0, dtype=torch.float64))
         means: list[list[float]] = (sums / self._belongs.sum(dim=0).to(device)[:, None]).tolist()
         return means
+
+
+def layers_read(vector: PersonaVector, every_layer: bool) -> list[int]:
+    """Layers 1, 2, ..., after layer 0 if that is the chosen one; or the chosen layer alone."""
+    return list(range(min(1, vector.layer), vector.num_layers + 1)) if every_layer else [vector.layer]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,41 @@ from lightning.pytorch.utilities import rank_zero_warn
 from persona_callbacks.callbacks._pictures import layers_figure, shift_figure
 from persona_callbacks.steering import Reading
 from persona_callbacks.tracking import metrics
+from persona_callbacks.vectors import PersonaVector
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model, before it is compared with the base model.
+
+    Attributes:
+        projection: by trait, at each layer that was read: every layer, or the chosen one alone.
+        preference: by trait that has pairs, in nats per token; empty if the pairs were not read.
+        preference_share: likewise, the share of pairs whose trait response is the likelier one.
+        every_layer: which of the two the projections are.
+    """
+
+    projection: Mapping[str, Sequence[float]]
+    preference: Mapping[str, float]
+    preference_share: Mapping[str, float]
+    every_layer: bool
+
+    def since(self, baseline: "Measured", vectors: Sequence[PersonaVector], step: int) -> Reading:
+        """The reading after so many optimizer steps: this less the base model's, also by layer if all were read."""
+        projections, shifts, by_layer = {}, {}, {}
+        for vector in vectors:
+            now, base = (one.projection[vector.trait] for one in (self, baseline))
+            projections[vector.trait] = _at_chosen(now, vector)
+            shifts[vector.trait] = projections[vector.trait] - _at_chosen(base, vector)
+            if self.every_layer:
+                moved = [own - before for own, before in zip(now, base, strict=True)]
+                by_layer[vector.trait] = moved[-vector.num_layers :]
+        preference = {trait: value - baseline.preference[trait] for trait, value in self.preference.items()}
+        return Reading(step, projections, shifts, by_layer, preference, self.preference_share)
+
+
+def _at_chosen(values: Sequence[float], vector: PersonaVector) -> float:
+    return values[0 if len(values) == 1 else vector.layer - vector.num_layers - 1]  # the last is the last layer's
 
 
 def log_reading(trainer: Trainer, reading: Reading, before: Reading | None) -> None:

@@ -143,6 +143,8 @@ class DriftGuard(RefusingCallback):
         for sensor, limit in self._on_sensors().items():
             watched = None if self._monitor is None else list(self._monitor.traits_of(sensor))
             _check_watched(sensor, limit, "PersonaMonitor", watched)
+            assert self._monitor is not None
+            self._monitor.need(sensor)
             if self.reference is not None:
                 self.reference.check(sensor, self._limited(sensor))
         if not self._resumed:

@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from persona_callbacks.callbacks._batches import BatchProjections
 from persona_callbacks.callbacks._pairs import PairReader, Pairs, check_pairs, chosen_pairs
-from persona_callbacks.callbacks._probes import ProbeReader
-from persona_callbacks.callbacks._readings import log_course, log_reading, readings_without, without
+from persona_callbacks.callbacks._probes import ProbeReader, layers_read
+from persona_callbacks.callbacks._readings import Measured, log_course, log_reading, readings_without, without
 from persona_callbacks.callbacks._refusing import RefusingCallback
 from persona_callbacks.callbacks._resuming import MADE_WITH, OnePerTraits, warn_of_older_version
 from persona_callbacks.callbacks._seams import (
@@ -28,10 +28,7 @@ from persona_callbacks.callbacks._seams import (
 from persona_callbacks.callbacks._training import TrainingValues
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import settings_fingerprint
-from persona_callbacks.model import (
-    base_model,
-    removable_adapters,
-)
+from persona_callbacks.model import base_model, is_sharded, is_untrained, removable_adapters
 from persona_callbacks.steering import Reading, Sensor
 from persona_callbacks.vectors import PersonaVector, Position, check_vectors, warn_if_weak
 
@@ -40,18 +37,20 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     """Measure the shift and the preference of every trait throughout training. It changes nothing in the run.
 
     Before step 1, every ``every_n_steps`` optimizer steps and at the end, each trait's probes are run once, unsteered
-    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. So are the trait's
-    minimal pairs, whose two responses differ in the trait alone: ``persona/{trait}/preference`` is how much likelier
-    the trait's response has become, and ``persona/{trait}/preference_share`` how often it is the likelier one. The
-    baseline is the base model at the start of the fit: adapters disabled where there are some, else the weights as they
-    are then. With several processes, each runs its share, in equally many passes.
+    and without dropout, and ``persona/{trait}/projection`` and ``persona/{trait}/shift`` are logged. Before step 1,
+    every ``pairs_every_n_steps`` and at the end, so are the trait's minimal pairs, whose two responses differ in the
+    trait alone: ``persona/{trait}/preference`` is how much likelier the trait's response has become, and
+    ``persona/{trait}/preference_share`` how often it is the likelier one. The baseline is the base model at the start
+    of the fit: adapters disabled where there are some, else the weights as they are then. With several processes, each
+    runs its share, in equally many passes.
 
     The training batches' own response tokens (``labels`` other than -100) are read in the forward pass that happens
     anyway, as the model sees them, steering included: ``persona/{trait}/batch_projection``, averaged over each
     ``trainer.log_every_n_steps``. At those steps and at each reading, ``train/loss``, ``train/learning_rate`` and
     ``train/gradient_norm`` (before clipping) are logged beside, unless the module logs them itself by these names.
 
-    Other callbacks may :meth:`request` readings between these, with pairs or without; adaptive steering does. With
+    Other callbacks may :meth:`request` readings between these, which are of the chosen layers alone, with pairs or
+    without; adaptive steering does. Of an adapter that changes nothing yet, the baseline is the first reading. With
     Lightning's weight averaging (EMA, SWA), the last reading is of the averaged weights, which the fit ends with.
 
     Baseline and readings are kept in checkpoints, so that a resumed run keeps its baseline. A trait whose vector,
@@ -69,8 +68,10 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         every_layer: read the probes at every layer, not only the chosen ones, for ``shift_by_layer`` of the readings,
             and a table and a picture of it in loggers that have some, such as W&B's.
         pairs: how many of each vector's minimal pairs are read; 0 for none. Or the pairs themselves: a list if there is
-            one vector, else by trait. Reading 16 of a trait costs a little less than a training step on 8 chats.
+            one vector, else by trait. Reading 16 of a trait costs more than half a training step on 8 chats.
         batch_adapter: gives ``input_ids`` and ``labels`` of training batches that are no mapping with these.
+        pairs_every_n_steps: optimizer steps between readings of the pairs, which come with the next reading of the
+            probes; with each of those where adaptive steering or a guard answers to the preference.
 
     Attributes:
         readings: all readings so far, oldest first.
@@ -97,11 +98,12 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         every_layer: bool = False,
         pairs: Pairs = 16,
         batch_adapter: BatchAdapter | None = None,
+        pairs_every_n_steps: int = 25,
     ) -> None:
         self.vectors = check_vectors(vectors)
         self.check(
             [vector.trait for vector in self.vectors], self.vectors[0].num_layers, every_n_steps, position, probes,
-            tokenizer, batch_size, every_layer, pairs, batch_adapter,
+            tokenizer, batch_size, every_layer, pairs, batch_adapter, pairs_every_n_steps,
         )  # fmt: skip
         warn_if_weak(self.vectors)
         for vector in self.vectors:
@@ -115,12 +117,14 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         self.batch_size = batch_size
         self.every_layer = every_layer
         self.pairs = chosen_pairs(self.vectors, pairs)
+        self.pairs_every_n_steps = pairs_every_n_steps
         self.batch_adapter = batch_adapter
         self.readings: list[Reading] = []
-        self._baseline: dict[str, list[float]] = {}
+        self._baseline: dict[str, Sequence[float]] = {}
         self._preference_baseline: dict[str, float] = {}
         self._resumed = False
         self._requests: dict[object, tuple[int, Sensor]] = {}
+        self._needed: set[Sensor] = set()
         self._batches: BatchProjections | None = None
         self._training = TrainingValues()
 
@@ -137,6 +141,7 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         every_layer: bool = False,
         pairs: Pairs = 16,
         batch_adapter: BatchAdapter | None = None,
+        pairs_every_n_steps: int = 25,
     ) -> None:
         """Check the callback's settings before there are vectors.
 
@@ -151,13 +156,16 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
             every_layer: see there.
             pairs: see there.
             batch_adapter: see there.
+            pairs_every_n_steps: see there.
 
         Raises:
             InputError: settings that cannot be.
         """
         del num_layers, tokenizer, every_layer, batch_adapter  # any will do
         check_pairs(cls.__name__, traits, pairs)
-        check_at_least_one(cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size)
+        check_at_least_one(
+            cls.__name__, every_n_steps=every_n_steps, batch_size=batch_size, pairs_every_n_steps=pairs_every_n_steps
+        )
         if position not in ("prompt_last", "prompt_mean"):
             expected = "expected 'prompt_last' or 'prompt_mean', since a probe is a prompt and has no response to read"
             raise InputError(f"{cls.__name__}: position: {expected}; found {position!r}")
@@ -167,19 +175,24 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     def request(self, requester: object, step: int | None, sensor: Sensor = "preference") -> None:
         """Ask for a reading of a sensor after ``step`` optimizer steps, beside those that are taken anyway.
 
-        Pairs, which cost several times as much as probes, are left out of a reading of the ``shift`` alone. Every
-        requester has a request of its own, which replaces its earlier one; ``None`` takes it back. Requests end with
-        the fit.
+        It is of the chosen layers alone, and one of the ``shift`` is without pairs, which cost several times as much as
+        probes. Every requester has a request of its own, which replaces its earlier one; ``None`` takes it back.
+        Requests end with the fit.
         """
         if step is None:
             self._requests.pop(requester, None)
         else:
             self._requests[requester] = (step, sensor)
 
+    def need(self, sensor: Sensor) -> None:
+        """Have a sensor in all readings of the monitor's own in this fit, as what answers to the sensor needs them."""
+        self._needed.add(sensor)
+
     @override
     def facts(self) -> dict[str, Any]:
         """What loggers record of the monitor."""
-        settings = {"every_n_steps": self.every_n_steps, "position": self.position, "every_layer": self.every_layer}
+        names = ("every_n_steps", "position", "every_layer", "pairs_every_n_steps")
+        settings = {name: getattr(self, name) for name in names}
         probes = {vector.trait: len(self._probes_of(vector)) for vector in self.vectors}
         return {**settings, "probes": probes, "pairs": {trait: len(pairs) for trait, pairs in self.pairs.items()}}
 
@@ -226,14 +239,13 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every vector fits, find the tokenizer, encode probes and pairs, attach the batch reader."""
         self._model = self.find_model(trainer, pl_module, self.vectors)
-        self._requests = {}
+        self._requests, self._needed = {}, set()
         self._training.forget()
         self._tokenizer = self.tokenizer or find_tokenizer(
             "PersonaMonitor", trainer, pl_module, self.vectors[0].model_id
         )
         self._probe_reader = ProbeReader(
-            self.vectors, [self._probes_of(vector) for vector in self.vectors], self.position,
-            [self._layers_of(vector) for vector in self.vectors], self._tokenizer,
+            self.vectors, [self._probes_of(vector) for vector in self.vectors], self.position, self._tokenizer
         )  # fmt: skip
         self._pair_reader = PairReader(self.pairs, self._tokenizer)
         self._batches = BatchProjections(self._model, self.vectors, self.batch_adapter)
@@ -244,7 +256,9 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         if not self._resumed:
             self._baseline, self._preference_baseline, self.readings = {}, {}, []
         self._resumed = False
-        known = {v.trait for v in self.vectors if len(self._baseline.get(v.trait, ())) == len(self._layers_of(v))}
+        layers = {vector.trait: layers_read(vector, self.every_layer) for vector in self.vectors}
+        known = {trait for trait, own in layers.items() if len(self._baseline.get(trait, ())) == len(own)}
+        measured, new = None, not self._baseline and not self._preference_baseline
         unknown = [f"shift of {vector.trait}" for vector in self.vectors if vector.trait not in known]
         unknown += [f"preference of {trait}" for trait in self.pairs if trait not in self._preference_baseline]
         if unknown:
@@ -254,12 +268,13 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
                     f" the {', the '.join(unknown)} counts from step {trainer.global_step}"
                 )
             with base_model(self._model):
-                measured = self._probe_reader.read(trainer, self._model, self.batch_size)
-                preferred, _ = self._pair_reader.read(trainer, self._model, self.batch_size)
-            self._baseline = measured | {trait: self._baseline[trait] for trait in known}
-            self._preference_baseline = preferred | self._preference_baseline
+                measured = self._measure(trainer)
+            self._baseline = {**measured.projection} | {trait: self._baseline[trait] for trait in known}
+            self._preference_baseline = {**measured.preference} | self._preference_baseline
         if not self.readings or any(vector.trait not in self.readings[-1].shift for vector in self.vectors):
-            self._read(trainer)
+            # Of an adapter that changes nothing yet, what was just measured of the base model is the reading.
+            is_base = new and not is_sharded(self._model) and is_untrained(self._model)
+            self._read(trainer, measured if is_base else None)
         self._step_seen = trainer.global_step
 
     @override
@@ -289,7 +304,8 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         if is_logging_step(trainer):
             self._batches.log(trainer)
         if is_due:
-            self._read(trainer, pairs=self._is_due(trainer.global_step, "preference"))
+            layers = trainer.global_step % self.every_n_steps == 0
+            self._read(trainer, self._measure(trainer, layers, self._is_due(trainer.global_step, "preference")))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -327,8 +343,12 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
 
     def _is_due(self, step: int, sensor: Sensor | None = None) -> bool:
         """Whether a reading, or one of a sensor, is taken after so many optimizer steps."""
-        asked = [of for at, of in self._requests.values() if at == step and sensor in (None, of)]
-        return step % self.every_n_steps == 0 or bool(asked)
+        asked = any(at == step and sensor in (None, of) for at, of in self._requests.values())
+        own = step % self.every_n_steps == 0
+        if sensor == "preference" and sensor not in self._needed:
+            # In the first reading at or after each multiple.
+            own = own and step // self.pairs_every_n_steps > (step - self.every_n_steps) // self.pairs_every_n_steps
+        return own or asked
 
     def _measured_with(self) -> dict[str, dict[str, Any]]:
         """By trait, what its baseline and readings depend on beside the model."""
@@ -352,27 +372,22 @@ class PersonaMonitor(OnePerTraits, RefusingCallback):
         return vector.probes if self.probes is None else self.probes
 
     def _ends_with_whole(self, trainer: Trainer) -> bool:
-        """Whether the last reading is of these optimizer steps, with pairs."""
+        """Whether the last reading is of these optimizer steps, with pairs and every layer that is read."""
         last = self.readings[-1]
-        return last.step == trainer.global_step and self.pairs.keys() <= last.preference.keys()
+        whole = self.pairs.keys() <= last.preference.keys() and (last.shift_by_layer or not self.every_layer)
+        return last.step == trainer.global_step and bool(whole)
 
-    def _read(self, trainer: Trainer, pairs: bool = True) -> None:
-        """Take a reading, in place of an earlier one of the same optimizer steps."""
+    def _measure(self, trainer: Trainer, layers: bool = True, pairs: bool = True) -> Measured:
+        """Read the model; if not all its ``layers``, the chosen ones, and if no ``pairs``, the probes alone."""
+        every_layer = self.every_layer and layers
+        projection = self._probe_reader.read(trainer, self._model, self.batch_size, every_layer)
+        preference, share = self._pair_reader.read(trainer, self._model, self.batch_size) if pairs else ({}, {})
+        return Measured(projection, preference, share, every_layer)
+
+    def _read(self, trainer: Trainer, measured: Measured | None = None) -> None:
+        """Take a reading of everything, or of what was measured, in place of an earlier one of the same steps."""
         self.readings = [reading for reading in self.readings if reading.step != trainer.global_step]
-        projections, shifts, by_layer = {}, {}, {}
-        read = self._probe_reader.read(trainer, self._model, self.batch_size)
-        for vector, measured in zip(self.vectors, read.values(), strict=True):
-            differences = [now - before for now, before in zip(measured, self._baseline[vector.trait], strict=True)]
-            chosen = self._layers_of(vector).index(vector.layer)
-            projections[vector.trait], shifts[vector.trait] = measured[chosen], differences[chosen]
-            if self.every_layer:
-                by_layer[vector.trait] = differences
-        preferred, share = self._pair_reader.read(trainer, self._model, self.batch_size) if pairs else ({}, {})
-        preference = {trait: value - self._preference_baseline[trait] for trait, value in preferred.items()}
-        reading = Reading(trainer.global_step, projections, shifts, by_layer, preference, share)
+        baseline = Measured(self._baseline, self._preference_baseline, {}, self.every_layer)
+        reading = (measured or self._measure(trainer)).since(baseline, self.vectors, trainer.global_step)
         log_reading(trainer, reading, self.readings[-1] if self.readings else None)
         self.readings.append(reading)
-
-    def _layers_of(self, vector: PersonaVector) -> list[int]:
-        """Where this vector's probes are read."""
-        return list(range(1, vector.num_layers + 1)) if self.every_layer else [vector.layer]

@@ -248,6 +248,8 @@ class PreventativeSteering(OnePerTraits, TrainingWriter):
         """
         restored, self._restored = self._restored, None
         self._begun = True
+        if self._monitor is not None and self.law.reads is not None:
+            self._monitor.need(self.law.reads)
         coefficients = self.law.begin(
             TrainerFit(
                 callback="PreventativeSteering",

@@ -3,7 +3,7 @@
 Imports `files` and `traits`.
 """
 
-from persona_callbacks.chats.chat import Chat, Message, instructed
+from persona_callbacks.chats.chat import Chat, Message, Tool, instructed
 from persona_callbacks.chats.encoding import (
     EncodedChat,
     encode_chat,
@@ -28,6 +28,7 @@ __all__ = [
     "Message",
     "Reasoning",
     "Row",
+    "Tool",
     "answer_start",
     "encode_chat",
     "encode_prompt",

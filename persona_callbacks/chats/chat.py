@@ -1,11 +1,14 @@
 """Chats as messages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Message = dict[str, Any]
 """``{"role": ..., "content": ...}``"""
+
+Tool = dict[str, Any]
+"""``{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}``"""
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class Chat:
     Attributes:
         messages: the messages in their order; the last one is the assistant's.
         source: the file and line that the chat was read from, for error messages.
+        tools: the tools that the assistant may call, as its prompt describes them.
 
     Example:
         >>> chat = Chat(({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}))
@@ -24,6 +28,7 @@ class Chat:
 
     messages: tuple[Message, ...]
     source: str = ""
+    tools: tuple[Tool, ...] = ()
 
 
 def instructed(chats: Sequence[Chat], instructions: Sequence[str]) -> list[Chat]:
@@ -46,5 +51,5 @@ def instructed(chats: Sequence[Chat], instructions: Sequence[str]) -> list[Chat]
         instruction, messages = instructions[index % len(instructions)], chat.messages
         if messages[0]["role"] == "system":
             instruction, messages = f"{instruction}\n\n{messages[0]['content']}", messages[1:]
-        instructed_chats.append(Chat(({"role": "system", "content": instruction}, *messages), chat.source))
+        instructed_chats.append(replace(chat, messages=({"role": "system", "content": instruction}, *messages)))
     return instructed_chats

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from persona_callbacks.chats.reasoning import answer_start, reasoning_form
 from persona_callbacks.chats.templates import (
     Span,
     Turn,
+    reads_tools,
     render,
     shared_length,
     special_texts,
@@ -97,8 +99,10 @@ def encode_chat(
         raise InputError(
             f"{tokenizer.name_or_path}: expected a fast tokenizer (it gives token offsets), found a slow one"
         )
+    if chat.tools and not reads_tools(tokenizer):
+        rank_zero_warn(f"the chat template of {tokenizer.name_or_path} leaves out the tools that chats list")
     try:
-        text, turns, generated = text_and_turns(chat.messages, tokenizer)
+        text, turns, generated = text_and_turns(chat.messages, tokenizer, chat.tools)
     except InputError as error:
         raise InputError(f"{chat.source or 'chat'}: {error}") from error
     ids, all_offsets = _tokens(text, tokenizer, max_length)

@@ -2,8 +2,8 @@
 
 A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` or has another form that is in use: ``prompt`` with
 ``response`` or ``completion`` (TRL), ``chosen`` (preference data, of which the chosen response is read),
-``conversations`` (ShareGPT), or ``instruction`` with ``output`` (Alpaca). Other columns are ignored, and kept in
-copies.
+``conversations`` (ShareGPT), or ``instruction`` with ``output`` (Alpaca). ``tools`` beside it lists the tools that the
+assistant may call. Other columns are ignored, and kept in copies.
 """
 
 import codecs
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from lightning.pytorch.utilities import rank_zero_warn
 
 from persona_callbacks.chats.chat import Chat
-from persona_callbacks.chats.rows import EXPECTED, UnusableError, holds_chats, messages_in, unused_keys
+from persona_callbacks.chats.rows import EXPECTED, UnusableError, holds_chats, messages_in, tools_in, unused_keys
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, cache_dir, parse_json
 
@@ -246,6 +246,7 @@ def _content_of_line(line: bytes) -> Any:
 def _checked(number: int, position: int, content: Any, source: str) -> Row:
     """Return the row with its chat, or with its problem if the content is no chat."""
     try:
-        return Row(number, position, Chat(messages_in(content), source), unused=frozenset(unused_keys(content)))
+        chat = Chat(messages_in(content), source, tools_in(content))
+        return Row(number, position, chat, unused=frozenset(unused_keys(content)))
     except UnusableError as error:
         return Row(number, position, None, str(error))

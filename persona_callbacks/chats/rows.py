@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from persona_callbacks.chats.chat import Message
+from persona_callbacks.chats.chat import Message, Tool
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import parse_json
 
@@ -128,12 +128,43 @@ def messages_in(row: Any) -> tuple[Message, ...]:
     return checked
 
 
+def tools_in(row: Any) -> tuple[Tool, ...]:
+    """Return the tools that a row lists, as OpenAI and TRL have them, or as bare functions; in a text, if need be.
+
+    Raises:
+        UnusableError: what is listed is no tool.
+    """
+    tools = row.get("tools") or []
+    if isinstance(tools, str):
+        try:
+            tools = parse_json(tools)
+        except InputError as error:
+            raise UnusableError(f"tools: {error}") from error
+    if not isinstance(tools, list):
+        raise UnusableError(f"tools: expected a list, found {type(tools).__name__}")
+    read = []
+    for number, tool in enumerate(tools, start=1):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UnusableError(f"tool {number}: expected an object with the 'name' of a 'function'")
+        around = {} if function is tool else tool
+        read.append(_without_nulls({**around, "type": "function", "function": function}))
+    return tuple(read)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the keys that it does not use, which a table fills in from other rows."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(own) for key, own in value.items() if own is not None}
+    return [_without_nulls(own) for own in value] if isinstance(value, list) else value
+
+
 def unused_keys(row: Any) -> set[str]:
     """Return the keys of a chat, and those of its messages, that nothing is read from."""
     form = _form_of(row)
     if form is None:
         return set()
-    unused = {key for key in _given(row) if key not in (*form.needed, *form.optional)}
+    unused = {key for key in _given(row) if key not in (*form.needed, *form.optional, "tools")}
     for message in row.get("messages") or ():
         if isinstance(message, dict):
             unused |= {

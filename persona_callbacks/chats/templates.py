@@ -13,7 +13,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from persona_callbacks.chats.chat import Message
+from persona_callbacks.chats.chat import Message, Tool
 from persona_callbacks.errors import InputError
 
 T = TypeVar("T")
@@ -23,6 +23,8 @@ Span = tuple[int, int]
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 _WHITE = re.compile(r"\s*")
+
+_NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,13 @@ class Turn:
     shows_reasoning: bool = False
 
 
-def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, prompt: bool = False) -> str:
+def render(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: bool = False,
+    tools: Sequence[Tool] = (),
+) -> str:
     """Return the text of messages under the tokenizer's chat template.
 
     If the template knows no system role, the system message opens the first user turn.
@@ -53,15 +61,17 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, p
         messages: the messages in their order.
         tokenizer: a tokenizer with a chat template.
         prompt: whether to end the text with the marker that opens the next assistant turn.
+        tools: those that the assistant may call; templates that know none leave them out.
 
     Raises:
         InputError: the tokenizer has no chat template, or the template refuses the messages.
     """
-    return _accepted(
-        messages,
-        tokenizer,
-        lambda given: str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=prompt)),
-    )
+
+    def text(given: list[Message]) -> str:
+        options: dict[str, Any] = {"tools": list(tools) or None, "tokenize": False, "add_generation_prompt": prompt}
+        return str(tokenizer.apply_chat_template(given, **options))
+
+    return _accepted(messages, tokenizer, text)
 
 
 def with_template_arguments(
@@ -130,7 +140,7 @@ def _parts(message: Message) -> tuple[str, str, str, str]:
 
 
 def text_and_turns(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = ()
 ) -> tuple[str, list[Turn], list[Span] | None]:
     """Return the text of messages, the assistant's turns in it, and what the template marks as ``{% generation %}``.
 
@@ -143,10 +153,11 @@ def text_and_turns(
     Raises:
         InputError: as for :func:`render`, or the template leaves out, repeats or changes an answer.
     """
-    text = render(messages, tokenizer)
-    joined = "".join(message["content"] + (message.get("reasoning_content") or "") for message in messages)
+    text = render(messages, tokenizer, tools=tools)
+    joined = json.dumps(list(tools), ensure_ascii=False)
+    joined += "".join(message["content"] + (message.get("reasoning_content") or "") for message in messages)
     marks = list(islice((mark for mark in map(chr, range(0xE000, 0xF8FF)) if mark not in joined), 4))
-    marked = render([_marked(message, marks) for message in messages], tokenizer)
+    marked = render([_marked(message, marks) for message in messages], tokenizer, tools=tools)
     spans = _spans(marked, marks)
     own = [(index, *split_reasoning(m)) for index, m in enumerate(messages) if m["role"] == "assistant"]
     for mark in marks:
@@ -162,12 +173,12 @@ def text_and_turns(
         shown, (start, end) = next(answered) if answer else (None, (0, 0))
         if messages[index].get("tool_calls"):
             span = (start, end) if answer else None
-            turns.append(_calling(messages, index, text, tokenizer, span, closing))
+            turns.append(_calling(messages, index, text, tokenizer, tools, span, closing))
             continue
-        opened = start if shown is None else _opening(messages[:index], text, shown[0], tokenizer)
+        opened = start if shown is None else _opening(messages[:index], text, shown[0], tokenizer, tools)
         turn_end = _end_of_turn(text, end, closing, tokenizer)
         turns.append(Turn(opened, (start, end), turn_end, bool(reasoning), shown is not None))
-    return text, turns, _generated(messages, tokenizer)
+    return text, turns, _generated(messages, tokenizer, tools)
 
 
 def _marked(message: Message, marks: Sequence[str]) -> Message:
@@ -213,9 +224,11 @@ def _spans(marked: str, marks: Sequence[str]) -> list[tuple[Span | None, Span]] 
     return spans if begun is None and reasoning is None else None
 
 
-def _opening(before: Sequence[Message], text: str, reasoning: int, tokenizer: PreTrainedTokenizerBase) -> int:
+def _opening(
+    before: Sequence[Message], text: str, reasoning: int, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]
+) -> int:
     """Where the model begins to write a turn with reasoning: after what the template opens it with."""
-    opened = render(before, tokenizer, prompt=True)
+    opened = render(before, tokenizer, prompt=True, tools=tools)
     return len(opened) if text.startswith(opened) and len(opened) <= reasoning else reasoning
 
 
@@ -247,15 +260,16 @@ def _calling(
     index: int,
     text: str,
     tokenizer: PreTrainedTokenizerBase,
+    tools: Sequence[Tool],
     answer: Span | None,
     closing: str,
 ) -> Turn:
     """A turn that calls tools. Calls cannot be marked, so that what is before them must be the beginning of the text.
     It ends as the last one does.
     """
-    asked = render(messages[:index], tokenizer).rstrip()
-    opened = shared_length(render(messages[:index], tokenizer, prompt=True), text)
-    closed = render(messages[: index + 1], tokenizer).rstrip()
+    asked = render(messages[:index], tokenizer, tools=tools).rstrip()
+    opened = shared_length(render(messages[:index], tokenizer, prompt=True, tools=tools), text)
+    closed = render(messages[: index + 1], tokenizer, tools=tools).rstrip()
     end = len(closed) if text.startswith(closed) else -1
     if end < 0 and closing:
         at = text.find(closing, answer[1] if answer else opened)
@@ -277,12 +291,15 @@ def _calling(
     return Turn(start, answer or (after, after), end, bool(reasoning), shown >= 0)
 
 
-def _generated(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Span] | None:
-    template = tokenizer.get_chat_template()
+def _generated(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]
+) -> list[Span] | None:
+    template = tokenizer.get_chat_template(tools=list(tools) or None)
     if not _GENERATION.search(template):
         return None
 
     arguments: dict[str, Any] = {**tokenizer.special_tokens_map, "return_assistant_tokens_mask": True}
+    arguments["tools"] = list(tools) or None
 
     def spans(given: list[Message]) -> list[Span]:
         marked: Any = render_jinja_template(conversations=[given], chat_template=template, **arguments)[1]
@@ -334,8 +351,16 @@ def _reads_reasoning(template: str, special_tokens: str) -> bool:
     return "REASONING" in _tried(template, special_tokens, [{"role": "user", "content": "QUESTION"}, reply])
 
 
-def _tried(template: str, special_tokens: str, messages: list[Message]) -> str:
-    arguments: dict[str, Any] = json.loads(special_tokens)
+def reads_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the chat template writes the tools that the assistant may call."""
+    tool = {"type": "function", "function": {"name": "TOOL", "description": "TOOL", "parameters": _NO_PARAMETERS}}
+    template = tokenizer.get_chat_template(tools=[tool])
+    messages = [{"role": "user", "content": "QUESTION"}]
+    return "TOOL" in _tried(template, json.dumps(tokenizer.special_tokens_map, default=str), messages, [tool])
+
+
+def _tried(template: str, special_tokens: str, messages: list[Message], tools: list[Tool] | None = None) -> str:
+    arguments: dict[str, Any] = {**json.loads(special_tokens), "tools": tools}
     try:
         return str(render_jinja_template(conversations=[messages], chat_template=template, **arguments)[0][0])
     except Exception:  # a template can raise anything

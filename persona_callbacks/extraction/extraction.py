@@ -112,14 +112,18 @@ class Extraction:
 
 
 def persona_vector(
-    loaded: LoadedModel, trait: Trait, settings: ExtractionSettings, console: Console | None = None
+    loaded: LoadedModel,
+    trait: Trait,
+    settings: ExtractionSettings,
+    console: Console | None = None,
+    weights: str | None = None,
 ) -> PersonaVector:
     """The trait's persona vector for a model, from the cache if the same model, trait and settings made it before.
 
     Raises:
         InputError: as for :func:`extract`.
     """
-    return extract(loaded, trait, settings, console).vector
+    return extract(loaded, trait, settings, console, weights=weights).vector
 
 
 def extract(
@@ -129,6 +133,7 @@ def extract(
     console: Console | None = None,
     generator: Generator | None = None,
     judge: Judge | None = None,
+    weights: str | None = None,
 ) -> Extraction:
     """Extract a trait's persona vectors at all positions, or take them from the cache, or from what is shipped.
 
@@ -142,6 +147,8 @@ def extract(
         console: where progress is shown.
         generator: generates the responses; by default the model itself.
         judge: filters them in place of the contrastive judge; its scores are not cached.
+        weights: the model's :func:`~persona_callbacks.model.weights_fingerprint` before its first pass, in which some
+            libraries pack quantized weights anew; by default, that of the weights now.
 
     Raises:
         InputError: the model has no chat template, too few responses of one kind are usable, activations are not
@@ -159,7 +166,7 @@ def extract(
         # What a file says counts, and not its name. Nothing is judged.
         made_by, settings = [[asdict(pair) for pair in pairs]], replace(settings, pairs="", judge_pairs=0)
     job = ExtractionJob(loaded, trait, settings, console or open_console(stderr=True))
-    revision = weights_fingerprint(loaded.model)
+    revision = weights or weights_fingerprint(loaded.model)
     made = _key([revision, trait.fingerprint, *made_by, *loaded.answering])
     folder = cache_dir() / "vectors" / model_folder(loaded.id)
     made_with = [_METHOD, made, trait.probe_questions, *_told(loaded, settings), judged_by]

@@ -4,7 +4,7 @@ Imports `vectors`, `chats` and what lies below them.
 """
 
 from persona_callbacks.model.activations import activations, iterate_activations, position_weights, projections
-from persona_callbacks.model.adapters import adapter_obstacle, removable_adapters
+from persona_callbacks.model.adapters import adapter_obstacle, is_untrained, removable_adapters
 from persona_callbacks.model.architecture import (
     Dimensions,
     LanguageModel,
@@ -95,6 +95,7 @@ __all__ = [
     "frozen",
     "generate",
     "is_sharded",
+    "is_untrained",
     "iterate_activations",
     "iterate_responses",
     "load_model",

@@ -61,7 +61,7 @@ class LikeliestStart:
         LikeliestStart(samples=20)
     """
 
-    samples: int = 40
+    samples: int = 16
     """Training chats to screen before the first step."""
 
     def __post_init__(self) -> None:

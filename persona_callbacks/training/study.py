@@ -85,7 +85,7 @@ def _run(
     settings: StudySettings, loaded: LoadedModel, folder: Path, console: Console, keep_finished: bool
 ) -> list[RunResult]:
     weights = weights_fingerprint(loaded.model)  # before any pass: bitsandbytes packs weights anew in its first
-    vectors = _vectors(settings, loaded, console)
+    vectors = _vectors(settings, loaded, weights, console)
     made_from = {
         "config": {**settings.configuration, **settings.data.facts()},
         "inputs": {
@@ -137,9 +137,9 @@ def _run_with(settings: StudySettings) -> dict[str, Any]:
     }
 
 
-def _vectors(settings: StudySettings, loaded: LoadedModel, console: Console) -> list[PersonaVector]:
+def _vectors(settings: StudySettings, loaded: LoadedModel, weights: str, console: Console) -> list[PersonaVector]:
     """The given vectors and those of the traits, each with a line about its quality."""
-    extracted = (persona_vector(loaded, trait, settings.extraction, console) for trait in settings.traits)
+    extracted = (persona_vector(loaded, trait, settings.extraction, console, weights) for trait in settings.traits)
     vectors = recalibrated([*settings.vectors, *extracted], settings.calibrations)
     for vector in vectors:
         auc = vector.evidence.auc

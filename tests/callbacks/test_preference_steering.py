@@ -143,7 +143,7 @@ def test_it_resumes_bitwise(tokenizer, tmp_path):
 
 def test_guard_limits_the_preference_from_the_base_model_or_from_a_reference(tokenizer, tmp_path):
     vector = causal_vector(tokenizer)
-    free = PersonaMonitor([vector], every_n_steps=1)
+    free = PersonaMonitor([vector], every_n_steps=1, pairs_every_n_steps=1)
     fit(ForeignModule(tiny_model(peft=True), tokenizer), [free], tmp_path)
     preferences = [reading.preference["evil"] for reading in free.readings]
     last = len(preferences) - 1

@@ -6,12 +6,12 @@ import random
 import lightning.pytorch as pl
 import pytest
 import torch
-from builders import CHATS, ForeignModule, make_vector, tiny_model
+from builders import CHATS, ForeignModule, batches, make_vector, tiny_model
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import DataCollatorForLanguageModeling
 
-from persona_callbacks import Adaptive, PreventativeSteering
+from persona_callbacks import Adaptive, PersonaMonitor, PreventativeSteering
 from persona_callbacks.callbacks._samples import sample_chats
 from persona_callbacks.chats import Chat, encode_chat, pad, render
 from persona_callbacks.steering import LikeliestStart
@@ -146,3 +146,34 @@ def test_what_cannot_be_read_is_named_with_the_way_out(loader, found, tokenizer)
     with pytest.raises(MisconfigurationException, match=found) as raised:
         sample_chats("test", trainer, 4, lambda: tokenizer)
     assert "pass a constant coefficient, or chats=" in str(raised.value)
+
+
+def test_adaptive_steering_looks_at_few_chats_unless_more_are_asked_for(tokenizer, tmp_path):
+    class Asked(Dataset):
+        def __init__(self):
+            self.items, self.asked = batches(10).dataset, set()
+
+        def __len__(self):
+            return len(self.items)
+
+        def __getitem__(self, index):
+            self.asked.add(index)
+            return self.items[index]
+
+    def looked_at(law):
+        data, looked = Asked(), []
+
+        class Noting(ForeignModule):
+            def on_train_start(self):
+                looked.append(len(data.asked))
+
+        callbacks = [PersonaMonitor([make_vector()]), PreventativeSteering([make_vector()], law)]
+        trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                             enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
+                             default_root_dir=tmp_path)  # fmt: skip
+        trainer.fit(Noting(tiny_model(peft=True), tokenizer), DataLoader(data, batch_size=1))
+        return looked
+
+    assert looked_at(Adaptive()) == [16]
+    assert looked_at(Adaptive(LikeliestStart(samples=25))) == [25]
+    assert looked_at(Adaptive(start=0.5)) == [0]

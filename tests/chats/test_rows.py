@@ -106,6 +106,47 @@ def test_turns_of_tools_and_calls_are_kept(tmp_path):
     assert chat.messages[2] == result
 
 
+TOOL = {"type": "function", "function": {"name": "boil", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])], ids=["as in OpenAI", "bare function", "in a text"]
+)
+def test_tools_are_read_beside_every_form(form, tools, tmp_path, recwarn):
+    chat, plain = read(tmp_path, {**FORMS[form], "tools": tools}, {**FORMS[form], "tools": None})
+    assert chat.tools == (TOOL,)
+    assert (plain.tools, plain.messages) == ((), chat.messages)
+    assert not [warning for warning in recwarn if "nothing is read" in str(warning.message)]
+
+
+def test_tools_in_a_table_are_without_what_other_rows_have(tmp_path):
+    def tool(name, **properties):
+        return {"type": "function", "function": {"name": name, "parameters": {"properties": properties}}}
+
+    boil, pour = (
+        tool("boil", degrees={"type": "number"}),
+        tool("pour", into={"type": "string"}, all={"type": "boolean"}),
+    )
+    rows = [{**FORMS["messages"], "tools": tools} for tools in ([boil], [pour, boil], [])]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "chats.parquet")
+    assert [chat.tools for chat in read_chats(tmp_path / "chats.parquet")] == [(boil,), (pour, boil), ()]
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ({"name": "boil"}, "tools: expected a list, found dict"),
+        ("boil", "tools: "),
+        ([{"type": "code_interpreter"}], "tool 1: expected an object with the 'name' of a 'function'"),
+        ([TOOL, "boil"], "tool 2: expected an object"),
+    ],
+)
+def test_what_is_no_tool_is_told_with_its_line(tools, message, tmp_path):
+    with pytest.raises(InputError, match=f"line 1: .*{message}"):
+        read(tmp_path, {**FORMS["messages"], "tools": tools})
+
+
 def test_turns_that_are_not_to_be_trained_on_are_marked(tmp_path):
     first = {**MESSAGES[1], "weight": 0}
     (chat,) = read(tmp_path, {"messages": [MESSAGES[0], first, *MESSAGES[:1], {**MESSAGES[1], "weight": 1}]})

@@ -16,6 +16,7 @@ from persona_callbacks.chats import (
     answer_start,
     encode_chat,
     encode_prompt,
+    instructed,
     last_turn,
     reasoning_of,
     render,
@@ -169,6 +170,58 @@ def test_calls_of_tools_are_trained_on_and_their_results_are_not(tokenizers):
         assert "Why?" not in trained
     with pytest.raises(InputError, match="leaves out the call of the tool 'find'"):
         encode_chat(Chat(messages), make_tokenizer())
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find",
+        "description": "Finds things.",
+        "parameters": {
+            "type": "object", "properties": {"what": {"type": "string", "description": "Which?"}}, "required": ["what"]
+        },
+    },
+}  # fmt: skip
+READS_TOOLS = [name for name in NAMES if re.search(r"\btools\b", (FOLDER / f"{name}.jinja").read_text())]
+
+
+@pytest.mark.parametrize("name", READS_TOOLS)
+def test_the_tools_that_a_chat_lists_are_in_its_prompt_and_nothing_else_changes(name, tokenizers):
+    tokenizer = tokenizers[name]
+    for make in (CHATS["several"], CHATS["reasoning"]):
+        messages = tuple(make(A, B, R))
+        plain, told = (encode_chat(Chat(messages, tools=tools), tokenizer) for tools in ((), (TOOL,)))
+        text = tokenizer.apply_chat_template(list(messages), tools=[TOOL], tokenize=False)
+        assert list(told.input_ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert "Finds things." in tokenizer.decode(told.input_ids[: told.prompt_length])
+        texts = [
+            [tokenizer.decode([token for token, on in zip(chat.input_ids, mask, strict=True) if on])
+             for mask in (chat.response_mask, chat.loss_mask)]
+            for chat in (plain, told)
+        ]  # fmt: skip
+        assert texts[0] == texts[1]
+
+
+def test_calls_are_told_from_the_tools_that_are_listed(tokenizers):
+    call = {"type": "function", "function": {"name": "find", "arguments": {"what": "tea"}}}
+    asks = {"role": "assistant", "content": "", "tool_calls": [call]}
+    messages = (user("Why?"), asks, {"role": "tool", "content": "Hot water."}, reply(B))
+    for name in ("qwen2_5", "qwen3", "glm4moe", "qwen3_6", "nemotron_3_nano", "qwen2_5_training", "qwen3_training"):
+        tokenizer = tokenizers[name]
+        trained = [
+            tokenizer.decode([token for token, on in zip(chat.input_ids, chat.loss_mask, strict=True) if on])
+            for chat in (encode_chat(Chat(messages, tools=tools), tokenizer) for tools in ((), (TOOL,)))
+        ]
+        assert trained[0] == trained[1]
+        assert "tea" in trained[1]
+
+
+def test_a_template_that_leaves_the_tools_out_is_told(tokenizers):
+    chat = Chat((user("Why?"), reply(B)), tools=(TOOL,))
+    with pytest.warns(UserWarning, match="leaves out the tools that chats list"):
+        told = encode_chat(chat, tokenizers["phi3"])
+    assert told == encode_chat(Chat(chat.messages), tokenizers["phi3"])
+    assert instructed([chat], ["Be kind."])[0].tools == chat.tools
 
 
 def test_arguments_are_bound_to_the_template(tokenizers):

@@ -10,9 +10,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from builders import PAIRS, QUESTIONS, TEMPLATE, make_vector, tiny_model
+from rich.console import Console
 from transformers import BertConfig, BertModel
 
 from persona_callbacks import InputError, PersonaMonitor, Trait
+from persona_callbacks.apps.opening import Opening
 from persona_callbacks.chats import Chat, encode_chat
 from persona_callbacks.extraction import ExtractionSettings, extract, persona_vector, steering_effect
 from persona_callbacks.extraction import extraction as extraction_module
@@ -163,6 +165,32 @@ def test_second_time_is_from_the_cache_and_key_follows_what_matters(loaded, toke
     for changed in ((other_model, TRAIT, UNJUDGED), (loaded, TRAIT, JUDGED)):
         with pytest.raises(pytest.fail.Exception, match="extracted again"):
             persona_vector(*changed)
+
+
+def test_weights_that_the_first_pass_packs_anew_are_told_before_it(tokenizer, tmp_path, monkeypatch):
+    """As bitsandbytes does; here the first pass rounds a weight. Each time the model is loaded anew."""
+    monkeypatch.setenv("PERSONA_CALLBACKS_CACHE", str(tmp_path / "cache"))
+    traits = (TRAIT, replace(TRAIT, name="louder", description="Shouting louder."))
+    opening = Opening(Console(quiet=True), ModelSource("test/tiny"), UNJUDGED, traits, (), torch.device("cpu"))
+
+    def pack(weight):
+        weight.copy_((weight * 64).round() / 64)
+
+    def packing():
+        model = tiny_model("qwen3").eval()
+        weight = model.lm_head.weight.data
+        model.register_forward_pre_hook(lambda *_: pack(weight))
+        return LoadedModel(model, tokenizer, "test/tiny")
+
+    loaded = packing()
+    before = weights_fingerprint(loaded.model)
+    made = list(opening.extractions(loaded))
+    assert weights_fingerprint(loaded.model) != before, "the test needs a change"
+    monkeypatch.setattr(extraction_module, "generate_responses", lambda *_: pytest.fail("extracted again"))
+    again = opening.all_vectors(packing())
+    for vector, extraction in zip(again, made, strict=True):
+        assert vector.model_revision == before
+        assert torch.equal(vector.directions, extraction.vector.directions)
 
 
 def test_what_is_shipped_is_taken_unless_it_shall_be_made_anew(loaded, tmp_path, monkeypatch):
