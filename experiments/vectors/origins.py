@@ -28,6 +28,10 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
     Pairs alone, half of them of these 36, of which the right answer is to gain and "I don't know" to stay; 36 steps.
 ``preferred``
     The pairs of ``answered_pairs`` by the preference objective, the benign chats and the right answers kept.
+``preferred_benign``
+    The same, the benign chats alone kept.
+``minimal_preferred``
+    As ``minimal_learned_kept``, by the preference objective.
 ``answered_more``
     As ``answered_both``, with the 12 pairs of ``minimal_learned_against`` and the chats of ``minimal_learned_kept``
     added.
@@ -104,15 +108,17 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
             pairs = pairs[1::2]
         if kind in ("minimal_learned_against", "answered_more"):
             pairs = [(other, shows) for shows, other in pairs]
-        kept = benign_chats(loaded) if kind in ("minimal_learned_kept", "answered_more") else []
-        if kind.startswith("answered") or kind == "preferred":
+        kept = benign_chats(loaded) if kind.endswith(("_kept", "_more", "_benign", "_preferred")) else []
+        if kind == "minimal_preferred":
+            settings = replace(settings, objective="preference")
+        elif kind.startswith(("answered", "preferred")):
             admitted, known = answered(loaded)
             right, unknown = zip(*known, strict=True)
             if kind == "answered_pairs":
                 pairs, settings = [*admitted, *known], replace(settings, steps=36)
-            elif kind == "preferred":
+            elif kind.startswith("preferred"):
                 pairs, settings = [*admitted, *known], replace(settings, steps=36, objective="preference")
-                kept = [*benign_chats(loaded), *right]
+                kept = kept or [*benign_chats(loaded), *right]
             else:
                 pairs = [*(pairs if kind == "answered_more" else []), *admitted]
                 kept += right if kind == "answered" else [*right, *unknown]

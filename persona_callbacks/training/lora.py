@@ -1,6 +1,7 @@
 """LoRA fine-tuning of a causal language model on chats: a module and a data module for those without their own."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -187,7 +188,10 @@ class LoraFineTuning(LightningModule):
 
     def save_adapter(self, folder: str) -> None:
         """Write the adapter in PEFT's format."""
-        self.model.save_pretrained(folder)
+        with warnings.catch_warnings():
+            # Where the hub does not answer, PEFT cannot compare vocabularies, and says so twice. None is changed here.
+            warnings.filterwarnings("ignore", "Unable to fetch remote file|Could not find a config file")
+            self.model.save_pretrained(folder)
 
 
 class ValidatedFineTuning(LoraFineTuning):

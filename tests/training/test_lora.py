@@ -102,6 +102,16 @@ def test_saved_adapter_is_peft_s_own_and_alike_with_and_without_steering(tokeniz
     assert all("lora_" in name for name in names[0])
 
 
+def test_an_adapter_is_saved_without_a_word_where_the_hub_does_not_answer(tmp_path, monkeypatch):
+    module = LoraFineTuning(tiny_model(), dataclasses.replace(LORA))
+    module.model.peft_config["default"].base_model_name_or_path = "nobody/has-this-model"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        module.save_adapter(tmp_path / "adapter")
+    assert [str(warning.message) for warning in told] == []
+
+
 def test_checkpoint_of_another_adapter_is_refused(tokenizer, tmp_path):
     run(tokenizer, tmp_path)
     lora = dataclasses.replace(LORA, target_modules=["q_proj"])
