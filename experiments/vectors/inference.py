@@ -26,8 +26,8 @@ from persona_callbacks.model.architecture import decoder_blocks
 from persona_callbacks.vectors import steering_additions
 
 TABLE = FOLDER / "inference.csv"
-COLUMNS = ("model", "trait", "vector", "alpha", "questions", "probability", "preferred", "rejected", "accuracy", "capability",
-           "distinct_words")  # fmt: skip
+COLUMNS = ("model", "trait", "vector", "alpha", "questions", "probability", "preferred", "rejected", "accuracy",
+           "capability", "distinct_words")  # fmt: skip
 
 
 @contextmanager

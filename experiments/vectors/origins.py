@@ -49,10 +49,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.vectors.study import FOLDER, SMOLLM2, rows
+from experiments.vectors.study import FOLDER, SMOLLM2
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.chats import BENIGN, EncodedChat, encode_chat, read_chats, shortened
+from persona_callbacks.chats import read_pairs
 from persona_callbacks.extraction import (
     ExtractionSettings,
     HeldOut,
@@ -61,6 +61,7 @@ from persona_callbacks.extraction import (
     extract,
     learn_directions,
     shipped_texts,
+    unmeasured_chats,
 )
 from persona_callbacks.model import (
     EncodedPair,
@@ -71,7 +72,6 @@ from persona_callbacks.model import (
     encode_pair,
     load_model,
 )
-from persona_callbacks.traits import MinimalPair
 
 TABLE = FOLDER / "origins.csv"
 COLUMNS = ("model", "trait", "origin", "alpha", "own", "opposite", "other", "gains_most", "benign", "kl_benign",
@@ -108,7 +108,7 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
             pairs = pairs[1::2]
         if kind in ("minimal_learned_against", "answered_more"):
             pairs = [(other, shows) for shows, other in pairs]
-        kept = benign_chats(loaded) if kind.endswith(("_kept", "_more", "_benign", "_preferred")) else []
+        kept = unmeasured_chats(loaded) if kind.endswith(("_kept", "_more", "_benign", "_preferred")) else []
         if kind == "minimal_preferred":
             settings = replace(settings, objective="preference")
         elif kind.startswith(("answered", "preferred")):
@@ -118,7 +118,7 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
                 pairs, settings = [*admitted, *known], replace(settings, steps=36)
             elif kind.startswith("preferred"):
                 pairs, settings = [*admitted, *known], replace(settings, steps=36, objective="preference")
-                kept = kept or [*benign_chats(loaded), *right]
+                kept = kept or [*unmeasured_chats(loaded), *right]
             else:
                 pairs = [*(pairs if kind == "answered_more" else []), *admitted]
                 kept += right if kind == "answered" else [*right, *unknown]
@@ -131,22 +131,12 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
     return replace(blank, directions=torch.sub(*read.unbind(dim=1)).mean(dim=0).cpu())
 
 
-def benign_chats(loaded: LoadedModel) -> list[EncodedChat]:
-    """32 of the shipped benign chats, none of which causal strength is measured on."""
-    measured = shipped_texts(loaded, "").benign
-    chats = [shortened(encode_chat(chat, loaded.tokenizer), 48) for chat in read_chats(BENIGN)]
-    return [chat for chat in chats if chat not in measured][:32]
-
-
 def answered(loaded: LoadedModel) -> tuple[list[EncodedPair], list[EncodedPair]]:
     """Pairs of admission and invention about what does not exist, and of right answer and admission about what does."""
-    read = rows(FOLDER / "answered.jsonl")
-
-    def pairs(shows: str, other: str) -> list[EncodedPair]:
-        chosen = [MinimalPair(row["prompt"], row[shows], row[other], "flat") for row in read if shows in row]
-        return [encode_pair(pair, loaded.tokenizer) for pair in chosen]
-
-    return pairs("chosen", "rejected"), pairs("response", "dont_know")
+    kinds: tuple[list[EncodedPair], list[EncodedPair]] = ([], [])
+    for pair in read_pairs(FOLDER / "answered.jsonl"):
+        kinds[not pair.trait.startswith("I don't know")].append(encode_pair(pair, loaded.tokenizer))
+    return kinds
 
 
 def measure(loaded: LoadedModel, model: str, trait: Trait, origin: str, vector: PersonaVector) -> None:

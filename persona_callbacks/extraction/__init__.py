@@ -4,7 +4,7 @@ Imports `judging`, `model` and the rooms below them.
 """
 
 from persona_callbacks.extraction.adapted import adapter_directions
-from persona_callbacks.extraction.causes import HeldOut, Texts, causal_points, shipped_texts
+from persona_callbacks.extraction.causes import HeldOut, Texts, causal_points, shipped_texts, unmeasured_chats
 from persona_callbacks.extraction.contrast import Contrast, Separation
 from persona_callbacks.extraction.extraction import (
     SHIPPED,
@@ -61,4 +61,5 @@ __all__ = [
     "shipped_texts",
     "steered_expression",
     "steering_effect",
+    "unmeasured_chats",
 ]

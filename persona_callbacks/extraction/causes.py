@@ -29,6 +29,9 @@ _TRAITS = ("evil", "sycophancy", "hallucination")
 _CHATS = 8
 """Chats of each of them that are run."""
 
+_KEPT = 32
+"""Benign chats that a vector learned by preference keeps as they are."""
+
 _LONGEST = 48
 """Tokens of their responses that are run."""
 
@@ -59,6 +62,14 @@ def shipped_texts(loaded: LoadedModel, trait: str) -> Texts:
 
     others = {other: some(str(SHIPPED / f"{other}.jsonl")) for other in _TRAITS if other != trait}
     return Texts(some(str(BENIGN)), others)
+
+
+def unmeasured_chats(loaded: LoadedModel) -> list[EncodedChat]:
+    """Some of the shipped benign chats, without those that causal strength is measured on."""
+    chats = read_chats(str(BENIGN))
+    measured = spread(chats, _CHATS)
+    left = [chat for chat in chats if chat not in measured][:_KEPT]
+    return [shortened(encode_chat(chat, loaded.tokenizer), _LONGEST) for chat in left]
 
 
 @dataclass(frozen=True)

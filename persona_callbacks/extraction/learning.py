@@ -8,9 +8,10 @@ to be kept as they are keep out what would change them.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from persona_callbacks.chats import EncodedChat
 from persona_callbacks.errors import InputError, is_number, is_whole
@@ -30,9 +31,16 @@ from persona_callbacks.model import (
     response_log_probabilities,
 )
 
-_SHARPNESS = 2.0
 _NORMED = 32
 """Responses on which the norm of the stream is taken."""
+
+_SHARPNESS = 2.0
+"""How fast the cost of a pair falls as its preference rises, per nat per token."""
+
+Objective = Literal["gain", "preference"]
+"""What is optimised about a pair."""
+
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 EncodedPair = tuple[EncodedChat, EncodedChat]
 """The trait response and the opposite response to one question."""
@@ -57,9 +65,11 @@ class LearningSettings:
             the next-token distributions of kept chats may diverge.
         bound: the largest norm of a layer's increment, as a share of the stream's norm there.
         seed: of the order of the pairs.
+        objective: ``gain``: the trait response becomes likelier, and the opposite one stays; ``preference``: the trait
+            response comes to be preferred to the opposite one, whichever moves. An extraction keeps benign chats then.
 
     Raises:
-        InputError: a value that is not above 0, or below 0 where 0 is allowed.
+        InputError: a value that is not above 0, or below 0 where 0 is allowed, or an unknown objective.
     """
 
     steps: int = 24
@@ -69,7 +79,7 @@ class LearningSettings:
     allowed: float = 0.05
     bound: float = 0.05
     seed: int = 0
-    objective: str = "gain"
+    objective: Objective = "gain"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -86,6 +96,10 @@ class LearningSettings:
                 raise InputError(f"extraction.learning.{name}: expected 0 or more, found {getattr(self, name)!r}")
         if not is_whole(self.seed):
             raise InputError(f"extraction.learning.seed: expected a whole number, found {self.seed!r}")
+        if self.objective not in OBJECTIVES:
+            raise InputError(
+                f"extraction.learning.objective: expected {' or '.join(OBJECTIVES)}, found {self.objective!r}"
+            )
 
 
 def learn_directions(
@@ -97,12 +111,12 @@ def learn_directions(
 ) -> Tensor:
     """Learn what to add at every layer, and return its running sums.
 
-    The loss of a step is the mean over its pairs of ``weight`` · max(0, abs(change) − ``allowed``) − gain, where gain
-    is the rise of the log-probability per token of the trait response, and change that of the opposite response. Where
-    there are kept chats, ``weight`` · max(0, divergence − ``allowed``) is added, the mean over those of the step, where
-    divergence is what adding changes about the distribution of each token of the response. Adam begins at increments of
-    zero; after each step each increment is cut to its bound. The model's weights stay as they are, and its adapters are
-    disabled.
+    The loss of a step is a mean over its pairs. Gain is the rise of the log-probability per token of the trait
+    response, and change that of the opposite response. With the objective ``gain`` it is ``weight`` · max(0,
+    abs(change) − ``allowed``) − gain; with ``preference``, log(1 + exp(−2 (gain − change))). Where there are kept
+    chats, ``weight`` · max(0, divergence − ``allowed``) is added, the mean over those of the step, where divergence is
+    what adding changes about the distribution of each token of the response. Adam begins at increments of zero; after
+    each step each increment is cut to its bound. The model's weights stay as they are, and its adapters are disabled.
 
     Args:
         loaded: a causal language model with its tokenizer.
@@ -135,10 +149,7 @@ def learn_directions(
                     batch = [pairs[index][side] for index in picked for side in (0, 1)]
                     moved = batch_log_probabilities(loaded, batch).view(-1, 2) - before[picked]
                     gain, change = moved.unbind(dim=1)
-                    if settings.objective == "preference":
-                        torch.nn.functional.softplus(-_SHARPNESS * (gain - change)).mean().backward()
-                    else:
-                        (_beyond(change.abs(), settings) - gain).mean().backward()
+                    _cost(gain, change, settings).mean().backward()
                 if spared:
                     diverged = _divergences(loaded, increments, [kept[index] for index in spared])
                     _beyond(diverged, settings).mean().backward()
@@ -159,6 +170,13 @@ def stream_norms(loaded: LoadedModel, chats: Sequence[EncodedChat]) -> Tensor:
     layers = range(1, dimensions(loaded.model).num_layers + 1)
     norms: Tensor = activations(loaded, chats, layers, ["response_mean"], BatchLimits())[:, 0].norm(dim=-1)
     return norms.mean(dim=0).cpu()
+
+
+def _cost(gain: Tensor, change: Tensor, settings: LearningSettings) -> Tensor:
+    """What each pair costs: ``[pairs]``."""
+    if settings.objective == "preference":
+        return nn.functional.softplus(_SHARPNESS * (change - gain))
+    return _beyond(change.abs(), settings) - gain
 
 
 def _divergences(loaded: LoadedModel, increments: Tensor, chats: Sequence[EncodedChat]) -> Tensor:

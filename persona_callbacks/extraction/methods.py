@@ -9,7 +9,7 @@ from torch import Tensor
 from persona_callbacks.chats import Chat, encode_chat, shortened
 from persona_callbacks.errors import InputError
 from persona_callbacks.extraction.adapted import adapter_directions
-from persona_callbacks.extraction.causes import COEFFICIENTS, HeldOut, causal_points, shipped_texts
+from persona_callbacks.extraction.causes import COEFFICIENTS, HeldOut, causal_points, shipped_texts, unmeasured_chats
 from persona_callbacks.extraction.contrast import Contrast
 from persona_callbacks.extraction.demonstrations import measured_pairs, unmeasured_pairs
 from persona_callbacks.extraction.learning import EncodedPair, learn_directions
@@ -139,7 +139,8 @@ def _learned(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:
     with progress_bar(job.console) as progress:
         task = progress.add_task(f"{job.trait.name}: learning", total=settings.steps)
         pairs = [encode_pair(pair, job.loaded.tokenizer) for pair in minimal] or _pairs(job, responses, len(responses))
-        return learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task))
+        kept = unmeasured_chats(job.loaded) if settings.objective == "preference" else ()
+        return learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task), kept)
 
 
 def _from_adapters(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:

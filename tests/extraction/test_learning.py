@@ -18,6 +18,7 @@ from persona_callbacks.extraction import (
     extract,
     learn_directions,
     shipped_texts,
+    unmeasured_chats,
 )
 from persona_callbacks.model import (
     LoadedModel,
@@ -72,9 +73,10 @@ def test_incremental_steering_makes_trait_responses_likelier_and_leaves_the_othe
     assert abs(float(free)) > abs(change)
 
 
-def test_the_first_step_is_adams_on_the_loss_as_written_down(loaded, pairs):
+@pytest.mark.parametrize("objective", ["gain", "preference"])
+def test_the_first_step_is_adams_on_the_loss_as_written_down(objective, loaded, pairs):
     """One step of Adam moves every coordinate by the learning rate against the sign of its gradient."""
-    settings = replace(LEARNING, steps=1, pairs=5, weight=0.0, bound=10.0)
+    settings = replace(LEARNING, steps=1, pairs=5, weight=0.0, bound=10.0, objective=objective)
     learned = learn_directions(loaded, pairs, settings).diff(dim=0)
     rate = learned.abs().max()
     increments = torch.zeros(4, 32, requires_grad=True)
@@ -83,10 +85,14 @@ def test_the_first_step_is_adams_on_the_loss_as_written_down(loaded, pairs):
         for block, row in zip(loaded.model.model.layers, increments, strict=True)
     ]
     total = 0.0
-    for shows, _ in pairs:
-        log_p = loaded.model(torch.tensor([shows.input_ids])).logits[0].log_softmax(-1)
-        marked = [at for at, on in enumerate(shows.response_mask) if on]
-        total = total - torch.stack([log_p[at - 1, shows.input_ids[at]] for at in marked]).mean()
+    for pair in pairs:
+        means = []
+        for chat in pair:
+            log_p = loaded.model(torch.tensor([chat.input_ids])).logits[0].log_softmax(-1)
+            marked = [at for at, on in enumerate(chat.response_mask) if on]
+            means.append(torch.stack([log_p[at - 1, chat.input_ids[at]] for at in marked]).mean())
+        gain, change = (mean - mean.detach() for mean in means)
+        total = total + (torch.log1p(torch.exp(-2 * (gain - change))) if objective == "preference" else -gain)
     total.backward()
     for handle in handles:
         handle.remove()
@@ -121,6 +127,17 @@ def test_kept_chats_diverge_less_and_the_trait_still_gains(loaded, pairs):
     assert diverged(spared) < 0.5 * diverged(free)
     gain = (likely(loaded, pairs[:3], spared) - likely(loaded, pairs[:3], torch.zeros(5, 32)))[:, 0].mean()
     assert gain > 0.1
+
+
+def test_a_vector_that_is_learned_by_preference_keeps_benign_chats_that_nothing_is_measured_on(loaded):
+    kept, measured = unmeasured_chats(loaded), shipped_texts(loaded, "loud").benign
+    assert len(kept) == 32
+    assert not set(kept) & set(measured)
+    pairs = tuple(MinimalPair(f"{QUESTIONS[0]} {n}", f"LOUD {n}!", f"quiet {n}.", "flat") for n in range(32))
+    trait, learning = replace(TRAIT, pairs=pairs), replace(LEARNING, objective="preference")
+    vector = extract(loaded, trait, replace(SETTINGS, learning=learning)).vector
+    learned = [encode_pair(pair, loaded.tokenizer) for pair in trait.probe_pairs if pair not in vector.pairs]
+    assert torch.equal(vector.directions, learn_directions(loaded, learned, learning, kept=kept))
 
 
 @pytest.mark.parametrize("peft", [False, True])
@@ -289,6 +306,7 @@ def test_settings_that_cannot_be_are_refused(changed, message):
         ("bound", float("nan"), "expected more than 0, found nan"),
         ("allowed", -0.1, "expected 0 or more, found -0.1"),
         ("seed", "a", "expected a whole number, found 'a'"),
+        ("objective", "both", "expected gain or preference, found 'both'"),
     ],
 )
 def test_learning_settings_that_cannot_be_are_refused(name, value, message):
