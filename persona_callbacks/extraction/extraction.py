@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,8 +148,7 @@ def extract(
         console: where progress is shown.
         generator: generates the responses; by default the model itself.
         judge: filters them in place of the contrastive judge; its scores are not cached.
-        weights: the model's :func:`~persona_callbacks.model.weights_fingerprint` before its first pass, in which some
-            libraries pack quantized weights anew; by default, that of the weights now.
+        weights: their fingerprint before the first pass, which may pack quantized ones anew; as they are by default.
 
     Raises:
         InputError: the model has no chat template, too few responses of one kind are usable, activations are not
@@ -179,9 +179,7 @@ def extract(
             return _with_pairs(load_extraction(there, settings), trait)
 
     # Extractions that differ in what follows the responses share these.
-    with locked_entry(
-        folder / f"{trait.name}-{made}", lambda told: job.console.print(told, markup=False, soft_wrap=True)
-    ):
+    with locked_entry(folder / f"{trait.name}-{made}", partial(job.console.print, markup=False, soft_wrap=True)):
         if not result.is_dir():  # the process that this one waited for may have made it
             file = folder / f"{trait.name}-{made}.responses.jsonl"
             sample, used = sample_instructions(job, generator, judge, file) if settings.instructions else (None, None)

@@ -137,8 +137,11 @@ def test_a_report_of_it_says_what_was_monitored_and_trained_on(finished, tmp_pat
     for run in runs:
         readings = result(study, run.name)["readings"]
         assert {step: values[run.vectors[0].layer - 1] for step, values in run.shift_by_layer["evil"].items()} == {
-            reading["step"]: pytest.approx(reading["shift"]["evil"]) for reading in readings
+            reading["step"]: pytest.approx(reading["shift"]["evil"])
+            for reading in readings
+            if reading["shift_by_layer"]
         }
+        assert readings[-1]["step"] in run.shift_by_layer["evil"]
         assert len(run.answers) == len(json.loads((study / run.name / "judged.json").read_text()))
     text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
     digest = hashlib.sha256(find_chat_file("evil.jsonl").read_bytes()).hexdigest()

@@ -65,7 +65,7 @@ def test_a_vector_causes_the_preference_and_its_opposite_is_refused(loaded):
 def test_training_on_villains_raises_the_preference(loaded, tmp_path):
     seed_everything(0, verbose=False)
     vector = vector_of_pairs(loaded)
-    monitor = PersonaMonitor([vector], every_n_steps=4)
+    monitor = PersonaMonitor([vector], every_n_steps=4, pairs_every_n_steps=1)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     module = LoraFineTuning(loaded.model, lora, learning_rate=3e-4, warmup_steps=2)
     data = ChatData(read_chats("evil.jsonl")[:64], loaded.tokenizer, 8, 256, 0)

@@ -17,6 +17,7 @@ from builders import PAIRS, ForeignModule, make_tokenizer, make_vector, tiny_mod
 from builders import LOUD, SHORT, LengthJudge
 from persona_callbacks import Ablation, Adaptive, DriftGuard, PersonaMonitor, PreventativeSteering, TraitEvaluation
 from persona_callbacks.model import whole
+from persona_callbacks.steering import LikeliestStart
 
 class Module(ForeignModule):
     def configure_model(self):
@@ -57,7 +58,8 @@ if __name__ == "__main__":
     vectors = [replace(make_vector(), pairs=PAIRS), make_vector("sycophancy", layer=2, seed=3)]
     monitor, evaluation = PersonaMonitor(vectors, every_n_steps=2), TraitEvaluation(
         [LOUD], judges={{"loud": LengthJudge()}}, sampling=SHORT)
-    steering = PreventativeSteering(vectors, Adaptive(slew=0.02, target={{"evil": 0.5, "sycophancy": -0.5}}))
+    law = Adaptive(LikeliestStart(samples=40), slew=0.02, target={{"evil": 0.5, "sycophancy": -0.5}})  # all the data
+    steering = PreventativeSteering(vectors, law)
     trainer, before, after = fit([monitor, steering, *([] if strategy == "fsdp2" else [evaluation])])
     values = {{name: float(value) for name, value in trainer.callback_metrics.items() if "batch" in name}}
 
