@@ -185,6 +185,7 @@ def extract(
             sample, used = sample_instructions(job, generator, judge, file) if settings.instructions else (None, None)
             responses = generate_responses(job, generator, file, used) if pairs is None else paired_responses(pairs)
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
+            job = replace(job, unfinished=result.with_name(f"{result.name}.learning.pt"))
             _extract(job, judge_responses(job, responses, judge, judged_file), sample, judge, revision, result)
     return _with_pairs(load_extraction(result, settings), trait)
 

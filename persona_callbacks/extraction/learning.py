@@ -8,6 +8,7 @@ to be kept as they are keep out what would change them.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from persona_callbacks.chats import EncodedChat
 from persona_callbacks.errors import InputError, is_number, is_whole
+from persona_callbacks.files import atomic_write
 from persona_callbacks.model import (
     BatchLimits,
     LoadedModel,
@@ -108,6 +110,7 @@ def learn_directions(
     settings: LearningSettings,
     advance: Callable[[float, float], None] = lambda gain, change: None,
     kept: Sequence[EncodedChat] = (),
+    unfinished: Path | None = None,
 ) -> Tensor:
     """Learn what to add at every layer, and return its running sums.
 
@@ -124,6 +127,8 @@ def learn_directions(
         settings: how to optimise.
         advance: called after each step with the mean gain and the mean change of its pairs, in nats per token.
         kept: chats whose last responses the model is to go on giving as it does.
+        unfinished: a file in which the state after each step is kept, and from which the same learning goes on; it is
+            removed at the end. The result is bitwise that of learning without interruption.
 
     Returns:
         ``[num_layers + 1, hidden_size]`` float32 on the CPU. Incremental steering with a coefficient of 1 adds exactly
@@ -138,29 +143,66 @@ def learn_directions(
         with probing(loaded.model):
             before = response_log_probabilities(loaded, chats).view(-1, 2).to(device)
         norms = stream_norms(loaded, chats[:_NORMED]).to(device)
-        limits = settings.bound * norms
-        increments = torch.zeros(len(norms), dimensions(loaded.model).hidden_size, device=device, requires_grad=True)
-        unit = float(norms.median()) / increments.shape[1] ** 0.5
-        optimizer = torch.optim.Adam([increments], lr=settings.learning_rate * unit)
+        learned = _Increments(norms, dimensions(loaded.model).hidden_size, settings)
+        done = learned.load(unfinished) if unfinished is not None and unfinished.is_file() else 0
+        steps = zip(_batches(len(pairs), settings), _batches(len(kept), settings), strict=True)
         with frozen(loaded.model):
-            for picked, spared in zip(_batches(len(pairs), settings), _batches(len(kept), settings), strict=True):
-                optimizer.zero_grad()
-                with adding(loaded.model, increments):
+            for step, (picked, spared) in enumerate(steps, start=1):
+                gain = change = torch.zeros(())
+                if step > done:
                     batch = [pairs[index][side] for index in picked for side in (0, 1)]
-                    moved = batch_log_probabilities(loaded, batch).view(-1, 2) - before[picked]
-                    gain, change = moved.unbind(dim=1)
-                    _cost(gain, change, settings).mean().backward()
-                if spared:
-                    diverged = _divergences(loaded, increments, [kept[index] for index in spared])
-                    _beyond(diverged, settings).mean().backward()
-                optimizer.step()
-                with torch.no_grad():
-                    increments *= (limits / increments.norm(dim=1).clamp_min(1e-12)).clamp_max(1).unsqueeze(1)
-                advance(float(gain.detach().mean()), float(change.detach().mean()))
-    learned = increments.detach().cpu()
-    if not learned.isfinite().all():
+                    gain, change = learned.step(loaded, batch, before[picked], [kept[index] for index in spared])
+                    if unfinished is not None:
+                        learned.save(unfinished, step)
+                advance(float(gain), float(change))
+    increments = learned.increments.detach().cpu()
+    if not increments.isfinite().all():
         raise InputError("the learned increments are not finite; load the model in a wider dtype, model.dtype=float32")
-    return torch.cat([torch.zeros(1, learned.shape[1]), learned.cumsum(dim=0)])
+    if unfinished is not None:
+        unfinished.unlink()
+    return torch.cat([torch.zeros(1, increments.shape[1]), increments.cumsum(dim=0)])
+
+
+class _Increments:
+    """What is added at each layer, ``[num_layers, hidden_size]``, and the optimizer that moves it."""
+
+    def __init__(self, norms: Tensor, width: int, settings: LearningSettings) -> None:
+        self.increments = torch.zeros(len(norms), width, device=norms.device, requires_grad=True)
+        unit = float(norms.median()) / width**0.5
+        self._optimizer = torch.optim.Adam([self.increments], lr=settings.learning_rate * unit)
+        self._limits = settings.bound * norms
+        self._settings = settings
+
+    def step(
+        self, loaded: LoadedModel, batch: Sequence[EncodedChat], before: Tensor, kept: Sequence[EncodedChat]
+    ) -> tuple[Tensor, Tensor]:
+        """Take a step on pairs, of which ``before`` are the log-probabilities; return their mean gain and change."""
+        self._optimizer.zero_grad()
+        with adding(loaded.model, self.increments):
+            gain, change = (batch_log_probabilities(loaded, batch).view(-1, 2) - before).unbind(dim=1)
+            _cost(gain, change, self._settings).mean().backward()
+        if kept:
+            _beyond(_divergences(loaded, self.increments, kept), self._settings).mean().backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            norms = self.increments.norm(dim=1).clamp_min(1e-12)
+            self.increments *= (self._limits / norms).clamp_max(1).unsqueeze(1)
+        return gain.detach().mean(), change.detach().mean()
+
+    def save(self, path: Path, step: int) -> None:
+        """Keep the state after a step."""
+        state = {"step": step, "increments": self.increments.detach(), "optimizer": self._optimizer.state_dict()}
+        with atomic_write(path) as scratch:
+            torch.save(state, scratch)
+
+    def load(self, path: Path) -> int:
+        """Go back to a state that was kept, and return its step."""
+        state = torch.load(path, map_location=self.increments.device, weights_only=True)
+        with torch.no_grad():
+            self.increments.copy_(state["increments"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        step: int = state["step"]
+        return step
 
 
 def stream_norms(loaded: LoadedModel, chats: Sequence[EncodedChat]) -> Tensor:

@@ -140,7 +140,7 @@ def _learned(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:
         task = progress.add_task(f"{job.trait.name}: learning", total=settings.steps)
         pairs = [encode_pair(pair, job.loaded.tokenizer) for pair in minimal] or _pairs(job, responses, len(responses))
         kept = unmeasured_chats(job.loaded) if settings.objective == "preference" else ()
-        return learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task), kept)
+        return learn_directions(job.loaded, pairs, settings, lambda *_: progress.advance(task), kept, job.unfinished)
 
 
 def _from_adapters(job: ExtractionJob, responses: Sequence[Response]) -> Tensor:

@@ -139,6 +139,7 @@ class ExtractionJob:
         trait: the trait.
         settings: how its vector is extracted.
         console: where progress is shown.
+        unfinished: where a vector that is being learned is kept, to go on after an interruption.
 
     Example:
         >>> sorted(field for field in ExtractionJob.__dataclass_fields__ if field in ("loaded", "trait"))
@@ -149,3 +150,4 @@ class ExtractionJob:
     trait: Trait
     settings: ExtractionSettings
     console: Console
+    unfinished: Path | None = None
