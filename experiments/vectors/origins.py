@@ -28,6 +28,8 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
     Pairs alone, half of them of these 36, of which the right answer is to gain and "I don't know" to stay; 36 steps.
 ``preferred``
     The pairs of ``answered_pairs`` by the preference objective, the benign chats and the right answers kept.
+``preferred_long``
+    The same in 72 steps.
 ``preferred_benign``
     The same, the benign chats alone kept.
 ``minimal_preferred``
@@ -117,7 +119,8 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
             if kind == "answered_pairs":
                 pairs, settings = [*admitted, *known], replace(settings, steps=36)
             elif kind.startswith("preferred"):
-                pairs, settings = [*admitted, *known], replace(settings, steps=36, objective="preference")
+                steps = 72 if kind == "preferred_long" else 36
+                pairs, settings = [*admitted, *known], replace(settings, steps=steps, objective="preference")
                 kept = kept or [*unmeasured_chats(loaded), *right]
             else:
                 pairs = [*(pairs if kind == "answered_more" else []), *admitted]
