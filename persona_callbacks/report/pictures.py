@@ -39,12 +39,12 @@ def mark(number: int) -> str:
 
 
 def in_lines(name: str, most: int = 26) -> str:
-    """Break a long name into two lines of at most ``most`` characters, after a comma, slash or space where it has one; what
-    is longer is cut.
+    r"""Break a long name into two lines of at most ``most`` characters, after a comma, slash or space where it has one;
+    what is longer is cut.
 
     Example:
         >>> in_lines("data=evil,seed=0,steering=adaptive")
-        'data=evil,seed=0,\\nsteering=adaptive'
+        'data=evil,seed=0,\nsteering=adaptive'
     """
     if len(name) <= most:
         return name

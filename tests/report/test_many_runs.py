@@ -145,9 +145,10 @@ def test_on_a_phone_and_on_paper_no_table_is_cut(media, width, sweep, tmp_path):
       document.body.style.cssText = "width: {width}px; margin: 0";
       all("details").forEach((one) => one.open = true);
       found.wide = document.querySelector("main").scrollWidth;
-      found.cut = all(".scroll").filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent.trim());
-      const seen = [...document.querySelector("#configuration tbody tr").cells].map((one) => one.getBoundingClientRect());
-      found.cells = seen.filter((one) => one.width > 20 && one.right <= {width}).length;
+      found.cut = all(".scroll").filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent);
+      const row = document.querySelector("#configuration tbody tr");
+      const places = [...row.cells].map((one) => one.getBoundingClientRect());
+      found.cells = places.filter((one) => one.width > 20 && one.right <= {width}).length;
       const setting = document.querySelector("#results tr.run-0");
       found.setting = [...setting.cells].map((one) => [one.dataset.of, one.textContent]);"""
     found = browse(page, tmp_path, probe, "--window-size=1300,900")
