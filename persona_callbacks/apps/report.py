@@ -37,11 +37,11 @@ def run(cfg: DictConfig) -> Path:
     size = path.stat().st_size / 1e6
     console.print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size:.1f} MB: {path}", soft_wrap=True)
     if cfg.get("logger"):
-        _log(cfg, path, runs)
+        _log(cfg, path, runs, screenings)
     return path
 
 
-def _log(cfg: DictConfig, page: Path, runs: list[Run]) -> None:
+def _log(cfg: DictConfig, page: Path, runs: list[Run], screenings: list[str]) -> None:
     """Write the page to every logger of the configuration."""
     from persona_callbacks.apps.loggers import log_run
     from persona_callbacks.training import RunLabel
@@ -49,4 +49,4 @@ def _log(cfg: DictConfig, page: Path, runs: list[Run]) -> None:
     run_id = re.sub(r"[^\w.-]", "-", f"report-{page.stem}-{datetime.now():%Y%m%d-%H%M%S}")
     label = RunLabel(f"report · {page.stem}", "report", run_id, page.parent, "csv", "report", ("report",))
     doing = f"logging the report, which is complete in {page},"
-    log_run(cfg, label, doing, lambda loggers: log_report(loggers, page, runs))
+    log_run(cfg, label, doing, lambda loggers: log_report(loggers, page, runs, screenings))

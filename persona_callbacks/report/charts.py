@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from persona_callbacks.palette import BASE, SERIES, draw_layers
 from persona_callbacks.report.evaluations import EvaluatedPoint
-from persona_callbacks.report.pictures import STYLE, WIDTH, as_svg, colour, style
+from persona_callbacks.report.pictures import STYLE, WIDTH, as_svg, colour, in_lines, style
 from persona_callbacks.report.runs import Run
 from persona_callbacks.screening import TraitSummary
 from persona_callbacks.tracking import metrics
@@ -99,7 +99,7 @@ def expression_bars(runs: Sequence[Run], trait: str) -> str:
             if bar.low is not None and bar.high is not None:
                 axes.plot([bar.low, bar.high], [row, row], color="#222222", linewidth=1.2, gid=bar.gid)
             axes.text(102, row, f"{bar.mean:.0f}", va="center", gid=bar.gid)
-        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+        axes.set_yticks(range(len(bars)), [in_lines(bar.label) for bar in bars], fontsize=8)
         axes.invert_yaxis()
         axes.set(xlim=(0, 100), xlabel="trait expression (0–100, 95 % interval)")
         return as_svg(figure, f"Expression of {trait} by run")

@@ -65,8 +65,7 @@ def write_report(
     groups = seed_groups(runs) if len(runs) > MOST_RUNS else []
     names = labels_of(groups) if groups else labels_of_runs(runs)
     questions, left_out = questions_and_answers([(label, runs[label.first]) for label in names], traits)
-    screened = screening_sections(screenings)
-    evaluated = evaluated_points(evaluations)
+    screened, evaluated = screening_sections(screenings), evaluated_points(evaluations)
     page = _template().render(
         title=title,
         version=version("persona-callbacks"),

@@ -38,6 +38,21 @@ def mark(number: int) -> str:
     return "●■▲◆"[number // len(SERIES) % 4]
 
 
+def in_lines(name: str, most: int = 26) -> str:
+    r"""Break a long name into two lines of at most ``most`` characters, after a comma, slash or space where it has one;
+    what is longer is cut.
+
+    Example:
+        >>> in_lines("data=evil,seed=0,steering=adaptive")
+        'data=evil,seed=0,\nsteering=adaptive'
+    """
+    if len(name) <= most:
+        return name
+    end = max(name.rfind(mark, 0, most) for mark in ",/ ") + 1 or most
+    first, rest = name[:end].rstrip(), name[end:]
+    return f"{first}\n{rest if len(rest) <= most else rest[: most - 1] + '…'}"
+
+
 def style(number: int, run: int | None = None) -> dict[str, Any]:
     """Return how matplotlib draws run or setting ``number``; what is drawn belongs to ``run``, by default the same."""
     turn = number // len(SERIES) % 4

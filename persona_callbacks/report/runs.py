@@ -20,6 +20,8 @@ Series = tuple[tuple[int, float], ...]
 _SET_ASIDE = "earlier"
 """The folder into which a new run moves an older one."""
 
+_JOB_HASH = re.compile(r"(?<==)([^/=]*)-[0-9a-f]{8}(?=/|$)")
+
 _OLDER_TABLES = {"trait_expression": metrics.EXPRESSION_TABLE, "shift_by_layer": metrics.LAYER_TABLE}
 """What older versions called the tables."""
 
@@ -315,7 +317,9 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _renamed(runs: Sequence[Run]) -> list[Run]:
-    """Name the runs by the parts of their paths in which they differ; a single run by its folder's own name."""
+    """Name the runs by the parts of their paths in which they differ; a single run by its folder's own name. The hashes
+    that ``persona-train -m`` gives its jobs are left out where names differ without them.
+    """
     parts = [Path(run.name).parts for run in runs]
     shared = 0
     while len(runs) > 1 and len({part[: shared + 1] for part in parts}) == 1:
@@ -323,4 +327,7 @@ def _renamed(runs: Sequence[Run]) -> list[Run]:
     kept = [part[shared:] if len(runs) > 1 else part[-1:] for part in parts]
     while len(runs) > 1 and len({part[-1:] for part in kept}) == 1 and all(len(part) > 1 for part in kept):
         kept = [part[:-1] for part in kept]
-    return [replace(run, name="/".join(part)) for run, part in zip(runs, kept, strict=True)]
+    names = ["/".join(part) for part in kept]
+    plain = [_JOB_HASH.sub(r"\1", name) for name in names]
+    names = plain if len(set(plain)) == len(plain) else names
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from persona_callbacks.palette import BASE
 from persona_callbacks.report.charts import base_line
-from persona_callbacks.report.pictures import STYLE, WIDTH, as_svg, colour, style
+from persona_callbacks.report.pictures import STYLE, WIDTH, as_svg, colour, in_lines, style
 from persona_callbacks.report.seed_groups import SeedGroup
 from persona_callbacks.tracking import metrics
 
@@ -34,7 +34,7 @@ def expression_over_seeds(groups: Sequence[SeedGroup], trait: str) -> str:
             if end.spread is not None:
                 axes.plot([max(0, end.low), min(100, end.high)], [row, row], color="#222222", linewidth=1.2, gid=gid)
             axes.text(102, row, f"{end.mean:.0f}", va="center", gid=gid)
-        axes.set_yticks(range(1 + len(ends)), ["base model", *labels], fontsize=8)
+        axes.set_yticks(range(1 + len(ends)), ["base model", *map(in_lines, labels)], fontsize=8)
         axes.set(xlim=(0, 100), ylim=(len(ends) + 0.6, -0.6), xlabel="trait expression (0–100)")
         return as_svg(figure, f"Expression of {trait} by setting")
 

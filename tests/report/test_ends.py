@@ -74,6 +74,18 @@ def test_a_run_that_was_read_before_training_only_has_no_result(tmp_path):
     assert "Whether training came to its end is not recorded for run" in text
 
 
+@pytest.mark.parametrize(("folders", "names"), [
+    (["data=evil,steering=none-03ca9ccd/unsteered", "data=evil,steering=adaptive-2b24240b/steered"],
+     ["data=evil,steering=adaptive/steered", "data=evil,steering=none/unsteered"]),
+    (["lr=0.1-03ca9ccd", "lr=0.1-2b24240b"], ["lr=0.1-03ca9ccd", "lr=0.1-2b24240b"]),
+    (["trial-03ca9ccd", "trial-2b24240b"], ["trial-03ca9ccd", "trial-2b24240b"]),
+])  # fmt: skip
+def test_jobs_of_a_sweep_go_without_their_hashes_where_that_tells_them_apart(folders, names, tmp_path):
+    for folder in folders:
+        logged(tmp_path / folder, BASE, {"step": 10, SHIFT: 4.0})
+    assert sorted(run.name for run in find_runs([tmp_path])) == names
+
+
 def test_two_loggers_in_two_folders_are_one_run_and_wandb_tells_its_end(tokenizer, tmp_path):
     ended = tmp_path / "ended"
     loggers = [

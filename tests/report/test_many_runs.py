@@ -134,6 +134,30 @@ def test_two_hundred_runs_open_fast_and_fit_the_window(width, sweep, tmp_path):
     assert found["panels"] - found["without"] == 4, "of each trait, shift and expression"
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize(("media", "width"), [("screen and (max-width: 600px)", 390), ("print", 718)])
+def test_on_a_phone_and_on_paper_no_table_is_cut(media, width, sweep, tmp_path):
+    page = tmp_path / "page.html"
+    text = (sweep / "page.html").read_text(encoding="utf-8")
+    assert f"@media {media} {{" in text
+    page.write_text(text.replace(f"@media {media} {{", "@media screen {"), encoding="utf-8")
+    probe = f"""
+      document.body.style.cssText = "width: {width}px; margin: 0";
+      all("details").forEach((one) => one.open = true);
+      found.wide = document.querySelector("main").scrollWidth;
+      found.cut = all(".scroll").filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent);
+      const row = document.querySelector("#configuration tbody tr");
+      const places = [...row.cells].map((one) => one.getBoundingClientRect());
+      found.cells = places.filter((one) => one.width > 20 && one.right <= {width}).length;
+      const setting = document.querySelector("#results tr.run-0");
+      found.setting = [...setting.cells].map((one) => [one.dataset.of, one.textContent]);"""
+    found = browse(page, tmp_path, probe, "--window-size=1300,900")
+    assert found["complaints"] == []
+    assert (found["wide"], found["cut"]) == (width, [])
+    assert found["cells"] == 1 + 20, "a key, and its value in each setting"
+    assert found["setting"][:2] == [["setting", "benign · unsteered"], ["seeds", "10"]]
+
+
 def test_a_browser_that_finds_a_fault_says_so(tmp_path):
     if CHROMIUM is None:
         pytest.skip("no Chromium")

@@ -176,16 +176,25 @@ def test_page_stands_alone_and_shows_what_was_found(runs, tmp_path):
         assert reference in page.ids
 
 
-def test_a_screening_has_its_section(runs, tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def screened(tokenizer, tmp_path_factory):
+    """The folder of a screening of 12 chats, and its summary."""
+    top = tmp_path_factory.mktemp("screening")
     chats = [{"prompt": f"Question {n}? {NASTY}", "response": f"Reply {'so ' * n}."} for n in range(12)]
     for name, lines in (("data", chats), ("benign", chats[:6])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+        (top / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     settings = ScreeningSettings("approximate", max_length=150, max_new_tokens=4, checked=4,
-                                 false_positive_rate=0.3, reference=str(tmp_path / "benign.jsonl"))  # fmt: skip
+                                 false_positive_rate=0.3, reference=str(top / "benign.jsonl"))  # fmt: skip
     loaded = LoadedModel(tiny_model(), tokenizer, "tiny", "")
-    summary = screen(loaded, Screening.plan(tmp_path / "data.jsonl", settings, tmp_path / "screened"), [make_vector()])
+    return top / "screened", screen(
+        loaded, Screening.plan(top / "data.jsonl", settings, top / "screened"), [make_vector()]
+    )
+
+
+def test_a_screening_has_its_section(runs, screened, tmp_path):
+    folder, summary = screened
     assert summary.flagged
-    path = write_report(find_runs([runs]), tmp_path / "report.html", screenings=[tmp_path / "screened"])
+    path = write_report(find_runs([runs]), tmp_path / "report.html", screenings=[folder])
     text = path.read_text(encoding="utf-8")
     assert "Screening of data.jsonl" in text
     assert text.count('<div class="card question"><span class="soft">') == summary.flagged
@@ -357,9 +366,10 @@ def test_in_a_browser_it_fits_a_phone_and_filters(runs, tmp_path):
     assert found == {"wide": 390, "before": 3, "scored": 1, "lines": 0, "others": 0}
 
 
-def test_a_report_is_an_artifact_that_names_its_runs_and_the_vectors_it_used(runs, tmp_path):
+def test_a_report_is_an_artifact_that_names_its_runs_and_what_it_used(runs, screened, tmp_path):
     out = tmp_path / "out" / "both.html"
-    done = run_command("report", tmp_path, f"runs={runs}", f"out={out}", "logger=wandb", "logger.wandb.offline=true")
+    done = run_command("report", tmp_path, f"runs={runs}", f"out={out}", f"screenings={screened[0]}", "logger=wandb",
+                       "logger.wandb.offline=true")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb")
     records = list(reference_records(file))
@@ -371,6 +381,9 @@ def test_a_report_is_an_artifact_that_names_its_runs_and_the_vectors_it_used(run
     assert [entry.path for entry in report.manifest.contents] == ["both.html"]
     assert json.loads(report.metadata)["runs"] == ["plain", "held"]
     assert (used.type, used.use_after_commit) == ("persona-vector", True)
+    screening = artifacts["screening-data"]
+    assert (screening.type, screening.use_after_commit) == ("screening", True)
+    assert "summary.json" in [entry.path for entry in screening.manifest.contents]
     (panel,) = (tmp_path / "out").glob("wandb/offline-run-*/files/media/html/report/page*.html")
     assert panel.read_bytes() == out.read_bytes()
     (config,) = ({item.key: item.value_json for item in record.config.update} for record in records
