@@ -26,6 +26,8 @@ def quiet_libraries() -> None:
     """Hide what other libraries say about themselves; what concerns the user's run stays."""
     for name in ("lightning.pytorch", "gguf"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Of 8-bit layers it tells in every pass of each that it rounds their input.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
