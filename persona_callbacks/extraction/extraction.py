@@ -185,7 +185,6 @@ def extract(
             sample, used = sample_instructions(job, generator, judge, file) if settings.instructions else (None, None)
             responses = generate_responses(job, generator, file, used) if pairs is None else paired_responses(pairs)
             judged_file = folder / f"{trait.name}-{made}.likelihoods{settings.judge_pairs}.jsonl"
-            job = replace(job, unfinished=result.with_name(f"{result.name}.learning.pt"))
             _extract(job, judge_responses(job, responses, judge, judged_file), sample, judge, revision, result)
     return _with_pairs(load_extraction(result, settings), trait)
 
@@ -215,6 +214,7 @@ def _extract(
     job: ExtractionJob, judged: Judged, sample: Judged | None, judge: Judge | None, revision: str, result: Path
 ) -> None:
     """Make the vectors of all positions, choose their layer, and write them with their evidence."""
+    job = replace(job, unfinished=result.with_name(f"{result.name}.learning.pt"))
     loaded, trait, settings = job.loaded, job.trait, job.settings
     remove_scratch(result.parent, result.name)
     contrast = _read(job, judged.kept_responses)
