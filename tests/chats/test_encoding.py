@@ -146,16 +146,23 @@ def test_the_text_of_a_long_chat_is_cut_without_changing_its_tokens(tokenizer, w
 
 
 def test_a_row_of_15_megabytes_costs_little(tokenizer):
-    long = "What do you think of people who lie to their friends? " * 280_000
-    chat, hidden = Chat((USER, {**REPLY, "content": long})), Chat(({**USER, "content": long}, REPLY), "x, line 1")
-    turns = Chat((USER, REPLY) * 20_000, "x, line 2")
+    """Ten times the row takes about ten times as long, and memory stays small."""
+
+    def encode(size):
+        long = "What do you think of people who lie to their friends? " * 14 * size
+        chat, hidden = Chat((USER, {**REPLY, "content": long})), Chat(({**USER, "content": long}, REPLY), "x, line 1")
+        turns = Chat((USER, REPLY) * size, "x, line 2")
+        start = time.process_time()
+        assert len(encode_chat(chat, tokenizer, max_length=512).input_ids) == 512
+        for filled in (hidden, turns):
+            with pytest.raises(InputError, match="no token of the response within max_length=512"):
+                encode_chat(filled, tokenizer, max_length=512)
+        return time.process_time() - start
+
     tracemalloc.start()
-    start = time.process_time()
-    assert len(encode_chat(chat, tokenizer, max_length=512).input_ids) == 512
-    for filled in (hidden, turns):
-        with pytest.raises(InputError, match="no token of the response within max_length=512"):
-            encode_chat(filled, tokenizer, max_length=512)
+    encode(200)  # what is made once
+    tenth, whole = encode(2_000), encode(20_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.process_time() - start < 5
+    assert whole < 25 * tenth
     assert peak < 200e6
