@@ -55,7 +55,7 @@ def _runs_table(results: Sequence[RunResult]) -> Table:
                 preference = result.final_preference.get(trait)
                 cells.append("–" if preference is None else f"{preference:+.2f}")
             cells += _expression_cells(result.expression(trait, at="end"))
-        coefficients = ", ".join(f"{trait} {value:g}" for trait, value in result.coefficients.items())
+        coefficients = ", ".join(f"{trait} {value:.3g}" for trait, value in result.coefficients.items())
         table.add_row(result.name, f"{result.loss:.3f}", *cells, coefficients or "–", f"{result.seconds:.0f} s")
     return table
 
