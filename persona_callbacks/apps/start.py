@@ -33,6 +33,8 @@ def quiet_libraries() -> None:
         r".*isinstance\(treespec, LeafSpec\)",
         r".*is_gradient_checkpointing",
         r"Checkpoint directory .* exists",
+        r"The number of training batches .* is smaller than the logging interval",
+        r"The '.*' does not have many workers",
     ):
         warnings.filterwarnings("ignore", message=message)
 

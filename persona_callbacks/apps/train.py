@@ -40,7 +40,8 @@ def train(cfg: DictConfig, folder: Path) -> list[RunResult]:
         check_objective(cfg.objective, settings)
         results = run_study(settings, folder, console, keep_finished=is_job_of_sweep())
     if "wandb" in cfg.logger and cfg.logger.wandb.offline:
-        console.print(f"Upload the runs with: wandb sync {folder}/*/wandb/offline-run-*", soft_wrap=True)
+        upload = f"wandb sync {folder}/*/wandb/offline-run-*"
+        console.print(f"Upload the runs with: {upload}", soft_wrap=True, highlight=False)
     return results
 
 

@@ -3,9 +3,11 @@
 Imports nothing else from the library.
 """
 
-from persona_callbacks.progress.bar import open_console, progress_bar
+from persona_callbacks.progress.bar import SECONDS_BETWEEN_LINES, draws_bars, open_console, progress_bar
 
 __all__ = [
+    "SECONDS_BETWEEN_LINES",
+    "draws_bars",
     "open_console",
     "progress_bar",
 ]

@@ -14,7 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_LINES = 30
+"""Between lines about long work where no bar can be drawn."""
 
 
 def open_console(*, stderr: bool = False, quiet: bool = False, highlight: bool = True) -> Console:
@@ -28,6 +29,11 @@ def open_console(*, stderr: bool = False, quiet: bool = False, highlight: bool =
         highlight: colour numbers, paths and the like.
     """
     return Console(stderr=stderr, quiet=quiet, highlight=highlight, markup=False, emoji=False)
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether a console can draw a bar: a terminal or a notebook, and no log file."""
+    return console.is_terminal or console.is_jupyter
 
 
 def progress_bar(console: Console) -> Progress:
@@ -46,7 +52,7 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    kind = Progress if console.is_terminal or console.is_jupyter else _Lines
+    kind = Progress if draws_bars(console) else _Lines
     return kind(*columns, console=console)
 
 
@@ -71,7 +77,7 @@ class _Lines(Progress):
         self._tell_at_times(task_id)
 
     def _tell_at_times(self, task_id: TaskID) -> None:
-        if self._tasks[task_id].finished or time.monotonic() - self._told[task_id] > _SECONDS_BETWEEN_LINES:
+        if self._tasks[task_id].finished or time.monotonic() - self._told[task_id] > SECONDS_BETWEEN_LINES:
             self._tell(task_id)
 
     def _tell(self, task_id: TaskID) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import wandb
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
@@ -20,6 +20,7 @@ from persona_callbacks.callbacks import DriftGuard, PersonaMonitor, Preventative
 from persona_callbacks.errors import InputError
 from persona_callbacks.files import atomic_write, write_json
 from persona_callbacks.model import LoadedModel, Sampling, generate, load_model, move
+from persona_callbacks.progress import draws_bars
 from persona_callbacks.tracking import faults_as_warnings, finish_wandb, metrics, never_failing
 from persona_callbacks.training.cards import model_card
 from persona_callbacks.training.checkpoints import AtomicCheckpointIO, readable_checkpoint
@@ -28,6 +29,7 @@ from persona_callbacks.training.labels import RunLabel
 from persona_callbacks.training.lora import LoraFineTuning, NonFiniteLossError, ValidatedFineTuning
 from persona_callbacks.training.results import RunResult
 from persona_callbacks.training.settings import StudySettings
+from persona_callbacks.training.shown import training_progress
 from persona_callbacks.training.tracked import method_of, record_adapter, record_inputs, run_configuration, run_label
 from persona_callbacks.vectors import PersonaVector
 
@@ -90,7 +92,7 @@ def fine_tune(study: Study, name: str) -> RunResult:
         trainer = settings.trainer(
             callbacks=_in_order(callbacks, saver, folder, study),
             logger=_loggers(study, label, steered=name == "steered"),
-            enable_progress_bar=_shows_progress(study),
+            enable_progress_bar=_shows_progress(study) and draws_bars(study.console),
         )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -184,8 +186,8 @@ def _in_order(callbacks: _Callbacks, saver: Callback, folder: Path, study: Study
     )
     watched = (callbacks.evaluation, callbacks.steering, callbacks.guard)
     ours = [callback for callback in watched if callback is not None]
-    bar = [_Progress(leave=True)] if _shows_progress(study) else []
-    return [saver, *study.settings.own_callbacks(), callbacks.monitor, checkpoints, *bar, *ours]
+    shown = [training_progress(study.console, folder.name)] if _shows_progress(study) else []
+    return [saver, *study.settings.own_callbacks(), callbacks.monitor, checkpoints, *shown, *ours]
 
 
 def _loggers(study: Study, label: RunLabel, *, steered: bool) -> list[Logger]:
@@ -248,13 +250,3 @@ class _AdapterSaver(Callback):
             with atomic_write(self.folder) as scratch:
                 module.save_adapter(str(scratch))
         self.saved = True
-
-
-class _Progress(RichProgressBar):
-    """Leaves out the loggers' version number, which names nothing here."""
-
-    @override
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        values = super().get_metrics(trainer, pl_module)
-        values.pop("v_num", None)
-        return dict(values)
