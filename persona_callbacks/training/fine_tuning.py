@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import wandb
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
