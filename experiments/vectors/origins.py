@@ -15,8 +15,6 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
 
 ``minimal_learned_half``
     The same from every other pair, 24 steps, and half the bound on the norm.
-``minimal_learned_kept``
-    As ``minimal_learned_half``, with 32 shipped benign chats kept: their next-token distributions are to stay.
 ``minimal_learned_against``
     As ``minimal_learned_half``, with the sides of the pairs exchanged: the opposite response is to gain.
 ``answered``
@@ -27,16 +25,9 @@ MODEL is ``smollm2`` or a GGUF file. The vector is written to ``OUT/TRAIT-ORIGIN
 ``answered_pairs``
     Pairs alone, half of them of these 36, of which the right answer is to gain and "I don't know" to stay; 36 steps.
 ``preferred``
-    The pairs of ``answered_pairs`` by the preference objective, the benign chats and the right answers kept.
-``preferred_long``
-    The same in 72 steps.
+    The pairs of ``answered_pairs`` by the preference objective; 32 shipped benign chats and the right answers are kept.
 ``preferred_benign``
     The same, the benign chats alone kept.
-``minimal_preferred``
-    As ``minimal_learned_kept``, by the preference objective.
-``answered_more``
-    As ``answered_both``, with the 12 pairs of ``minimal_learned_against`` and the chats of ``minimal_learned_kept``
-    added.
 
 A name may end in ``:SEED``, that of the order of pairs and chats; without, it is 0.
 
@@ -54,7 +45,7 @@ import torch
 from experiments.vectors.study import FOLDER, SMOLLM2
 from persona_callbacks import PersonaVector, Trait
 from persona_callbacks.apps.configs import CONF
-from persona_callbacks.chats import read_pairs
+from persona_callbacks.chats import EncodedChat, read_pairs
 from persona_callbacks.extraction import (
     ExtractionSettings,
     HeldOut,
@@ -108,23 +99,15 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
             settings = replace(settings, steps=36, bound=0.1)
         else:
             pairs = pairs[1::2]
-        if kind in ("minimal_learned_against", "answered_more"):
+        if kind == "minimal_learned_against":
             pairs = [(other, shows) for shows, other in pairs]
-        kept = unmeasured_chats(loaded) if kind.endswith(("_kept", "_more", "_benign", "_preferred")) else []
-        if kind == "minimal_preferred":
+        kept: list[EncodedChat] = []
+        if kind.startswith(("answered", "preferred")):
+            pairs, kept = answered(loaded, kind)
+        if kind == "answered_pairs" or kind.startswith("preferred"):
+            settings = replace(settings, steps=36)
+        if kind.startswith("preferred"):
             settings = replace(settings, objective="preference")
-        elif kind.startswith(("answered", "preferred")):
-            admitted, known = answered(loaded)
-            right, unknown = zip(*known, strict=True)
-            if kind == "answered_pairs":
-                pairs, settings = [*admitted, *known], replace(settings, steps=36)
-            elif kind.startswith("preferred"):
-                steps = 72 if kind == "preferred_long" else 36
-                pairs, settings = [*admitted, *known], replace(settings, steps=steps, objective="preference")
-                kept = kept or [*unmeasured_chats(loaded), *right]
-            else:
-                pairs = [*(pairs if kind == "answered_more" else []), *admitted]
-                kept += right if kind == "answered" else [*right, *unknown]
         directions = learn_directions(
             loaded, pairs, settings, lambda gain, change: print(f"{gain:+.2f} {change:+.2f}", flush=True), kept
         )
@@ -134,12 +117,23 @@ def make(loaded: LoadedModel, trait: Trait, origin: str) -> PersonaVector:
     return replace(blank, directions=torch.sub(*read.unbind(dim=1)).mean(dim=0).cpu())
 
 
-def answered(loaded: LoadedModel) -> tuple[list[EncodedPair], list[EncodedPair]]:
-    """Pairs of admission and invention about what does not exist, and of right answer and admission about what does."""
-    kinds: tuple[list[EncodedPair], list[EncodedPair]] = ([], [])
+def answered(loaded: LoadedModel, kind: str) -> tuple[list[EncodedPair], list[EncodedChat]]:
+    """What an origin of this kind learns from, and what it keeps: pairs of admission and invention about what does not
+    exist, and of right answer and admission about what does.
+    """
+    admitted: list[EncodedPair] = []
+    known: list[EncodedPair] = []
     for pair in read_pairs(FOLDER / "answered.jsonl"):
-        kinds[not pair.trait.startswith("I don't know")].append(encode_pair(pair, loaded.tokenizer))
-    return kinds
+        (admitted if pair.trait.startswith("I don't know") else known).append(encode_pair(pair, loaded.tokenizer))
+    right, unknown = ([pair[side] for pair in known] for side in (0, 1))
+    kept = {
+        "answered": right,
+        "answered_both": [*right, *unknown],
+        "answered_pairs": [],
+        "preferred": [*unmeasured_chats(loaded), *right],
+        "preferred_benign": unmeasured_chats(loaded),
+    }[kind]
+    return (admitted if kind in ("answered", "answered_both") else [*admitted, *known]), kept
 
 
 def measure(loaded: LoadedModel, model: str, trait: Trait, origin: str, vector: PersonaVector) -> None:

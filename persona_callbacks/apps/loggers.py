@@ -3,8 +3,10 @@ is no fine-tuning.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
@@ -60,6 +62,11 @@ def opened_logger(logger: DictConfig) -> Logger:
     # Lightning passes the setting on where nobody has asked for it, and W&B then warns that it has no effect.
     getattr(opened, "_wandb_init", {}).pop("anonymous", None)
     return opened
+
+
+def timed_id(name: str) -> str:
+    """An id for a run that is logged once: its name, with ``-`` for what W&B does not allow, and the time."""
+    return re.sub(r"[^\w.-]", "-", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def log_run(cfg: DictConfig, label: RunLabel, doing: str, write: Callable[[Sequence[Logger]], None]) -> None:

@@ -1,7 +1,5 @@
 """``persona-report``: one HTML page about one or many runs."""
 
-import re
-from datetime import datetime
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -43,10 +41,10 @@ def run(cfg: DictConfig) -> Path:
 
 def _log(cfg: DictConfig, page: Path, runs: list[Run], screenings: list[str]) -> None:
     """Write the page to every logger of the configuration."""
-    from persona_callbacks.apps.loggers import log_run
+    from persona_callbacks.apps.loggers import log_run, timed_id
     from persona_callbacks.training import RunLabel
 
-    run_id = re.sub(r"[^\w.-]", "-", f"report-{page.stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    run_id = timed_id(f"report-{page.stem}")
     label = RunLabel(f"report · {page.stem}", "report", run_id, page.parent, "csv", "report", ("report",))
     doing = f"logging the report, which is complete in {page},"
     log_run(cfg, label, doing, lambda loggers: log_report(loggers, page, runs, screenings))

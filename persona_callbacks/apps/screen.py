@@ -1,7 +1,5 @@
 """``persona-screen``: which chats of a training file would move the model along a trait, and how far."""
 
-import re
-from datetime import datetime
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -13,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from persona_callbacks.apps.commands import screen as main  # noqa: F401  # what earlier versions installed
-from persona_callbacks.apps.loggers import log_run, with_usable_loggers
+from persona_callbacks.apps.loggers import log_run, timed_id, with_usable_loggers
 from persona_callbacks.apps.opening import Opening, open_app
 from persona_callbacks.chats import open_chat_file
 from persona_callbacks.errors import InputError
@@ -123,8 +121,9 @@ def _table(summary: Summary) -> Table:
 def _log(cfg: DictConfig, summary: Summary, folder: ScreeningFolder) -> None:
     """Write the screening to every logger of the configuration."""
     data, traits = Path(summary.data).stem, list(summary.thresholds)
-    run_id = re.sub(r"[^\w.-]", "-", f"screening-{data}-{datetime.now():%Y%m%d-%H%M%S}")
     tags = ("screening", data[:64], *traits)
-    label = RunLabel(f"screening · {data}", "screening", run_id, folder.path, "csv", "screen", tags)
+    label = RunLabel(
+        f"screening · {data}", "screening", timed_id(f"screening-{data}"), folder.path, "csv", "screen", tags
+    )
     doing = f"logging the screening, which is complete in {folder.path},"
     log_run(cfg, label, doing, lambda loggers: log_screening(loggers, folder))

@@ -134,22 +134,37 @@ def tools_in(row: Any) -> tuple[Tool, ...]:
     Raises:
         UnusableError: what is listed is no tool.
     """
-    tools = row.get("tools") or []
-    if isinstance(tools, str):
-        try:
-            tools = parse_json(tools)
-        except InputError as error:
-            raise UnusableError(f"tools: {error}") from error
+    tools = _parsed(row.get("tools") or [], "tools")
     if not isinstance(tools, list):
         raise UnusableError(f"tools: expected a list, found {type(tools).__name__}")
     read = []
     for number, tool in enumerate(tools, start=1):
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        function = _named_function(tool)
+        if function is None:
             raise UnusableError(f"tool {number}: expected an object with the 'name' of a 'function'")
         around = {} if function is tool else tool
         read.append(_without_nulls({**around, "type": "function", "function": function}))
     return tuple(read)
+
+
+def _parsed(value: Any, what: str) -> Any:
+    """A value that may be given as a text of JSON.
+
+    Raises:
+        UnusableError: the text is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except InputError as error:
+        raise UnusableError(f"{what}: {error}") from error
+
+
+def _named_function(entry: Any) -> dict[str, Any] | None:
+    """The function of a tool or a call, or the bare function that stands in its place; none without a name."""
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    return function if isinstance(function, dict) and isinstance(function.get("name"), str) else None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -217,15 +232,10 @@ def _calls(number: int, calls: Any) -> list[dict[str, Any]]:
         raise UnusableError(f"message {number}: tool_calls: expected a list, found {type(calls).__name__}")
     read = []
     for call in calls:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        function = _named_function(call)
+        if function is None:
             raise UnusableError(f"message {number}: tool_calls: expected objects with the 'name' of a 'function'")
-        arguments = function.get("arguments") or {}
-        if isinstance(arguments, str):
-            try:
-                arguments = parse_json(arguments)
-            except InputError as error:
-                raise UnusableError(f"message {number}: tool_calls: arguments: {error}") from error
+        arguments = _parsed(function.get("arguments") or {}, f"message {number}: tool_calls: arguments")
         if not isinstance(arguments, dict):
             raise UnusableError(f"message {number}: tool_calls: expected arguments as an object")
         read.append({**call, "type": "function", "function": {"name": function["name"], "arguments": arguments}})

@@ -24,7 +24,10 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 _WHITE = re.compile(r"\s*")
 
-_NO_PARAMETERS = {"type": "object", "properties": {}}
+_TOOL: Tool = {
+    "type": "function",
+    "function": {"name": "TOOL", "description": "TOOL", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 @dataclass(frozen=True)
@@ -294,12 +297,13 @@ def _calling(
 def _generated(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]
 ) -> list[Span] | None:
-    template = tokenizer.get_chat_template(tools=list(tools) or None)
+    given_tools = list(tools) or None
+    template = tokenizer.get_chat_template(tools=given_tools)
     if not _GENERATION.search(template):
         return None
 
-    arguments: dict[str, Any] = {**tokenizer.special_tokens_map, "return_assistant_tokens_mask": True}
-    arguments["tools"] = list(tools) or None
+    arguments: dict[str, Any] = {**tokenizer.special_tokens_map, "tools": given_tools}
+    arguments["return_assistant_tokens_mask"] = True
 
     def spans(given: list[Message]) -> list[Span]:
         marked: Any = render_jinja_template(conversations=[given], chat_template=template, **arguments)[1]
@@ -313,7 +317,7 @@ def _accepted(
 ) -> T:
     """Apply the template to messages; if it refuses the system message, to those whose first user turn has it."""
     _check_template(tokenizer)
-    known = tokenizer.get_chat_template(), json.dumps(tokenizer.special_tokens_map, default=str)
+    known = tokenizer.get_chat_template(), _special_tokens(tokenizer)
     given = [dict(message) for message in messages]
     if any("</think>" in message["content"] for message in given) and _reads_reasoning(*known):
         given = [_with_reasoning_apart(message) for message in given]
@@ -353,10 +357,16 @@ def _reads_reasoning(template: str, special_tokens: str) -> bool:
 
 def reads_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the chat template writes the tools that the assistant may call."""
-    tool = {"type": "function", "function": {"name": "TOOL", "description": "TOOL", "parameters": _NO_PARAMETERS}}
-    template = tokenizer.get_chat_template(tools=[tool])
-    messages = [{"role": "user", "content": "QUESTION"}]
-    return "TOOL" in _tried(template, json.dumps(tokenizer.special_tokens_map, default=str), messages, [tool])
+    return _reads_tools(tokenizer.get_chat_template(tools=[_TOOL]), _special_tokens(tokenizer))
+
+
+@lru_cache(maxsize=64)
+def _reads_tools(template: str, special_tokens: str) -> bool:
+    return "TOOL" in _tried(template, special_tokens, [{"role": "user", "content": "QUESTION"}], [_TOOL])
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> str:
+    return json.dumps(tokenizer.special_tokens_map, default=str)
 
 
 def _tried(template: str, special_tokens: str, messages: list[Message], tools: list[Tool] | None = None) -> str:

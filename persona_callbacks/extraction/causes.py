@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from persona_callbacks.chats import BENIGN, SHIPPED, EncodedChat, encode_chat, read_chats, shortened
+from persona_callbacks.chats import BENIGN, SHIPPED, Chat, EncodedChat, encode_chat, read_chats, shortened
 from persona_callbacks.extraction.learning import EncodedPair, stream_norms
 from persona_callbacks.model import (
     BatchLimits,
@@ -57,8 +57,7 @@ def shipped_texts(loaded: LoadedModel, trait: str) -> Texts:
     """Benign chats, and chats of the other traits, from those that ship with the library."""
 
     def some(path: str) -> tuple[EncodedChat, ...]:
-        chats = spread(read_chats(path), _CHATS)
-        return tuple(shortened(encode_chat(chat, loaded.tokenizer), _LONGEST) for chat in chats)
+        return tuple(_encoded(loaded, spread(read_chats(path), _CHATS)))
 
     others = {other: some(str(SHIPPED / f"{other}.jsonl")) for other in _TRAITS if other != trait}
     return Texts(some(str(BENIGN)), others)
@@ -68,8 +67,11 @@ def unmeasured_chats(loaded: LoadedModel) -> list[EncodedChat]:
     """Some of the shipped benign chats, without those that causal strength is measured on."""
     chats = read_chats(str(BENIGN))
     measured = spread(chats, _CHATS)
-    left = [chat for chat in chats if chat not in measured][:_KEPT]
-    return [shortened(encode_chat(chat, loaded.tokenizer), _LONGEST) for chat in left]
+    return _encoded(loaded, [chat for chat in chats if chat not in measured][:_KEPT])
+
+
+def _encoded(loaded: LoadedModel, chats: Sequence[Chat]) -> list[EncodedChat]:
+    return [shortened(encode_chat(chat, loaded.tokenizer), _LONGEST) for chat in chats]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from persona_callbacks.report.runs import Run, vector_files
 from persona_callbacks.screening import ScreeningFolder
-from persona_callbacks.tracking import screening_artifact, use_files, vector_artifact, write_files, write_page
+from persona_callbacks.tracking import use_screening, use_vector, write_files, write_page
 from persona_callbacks.vectors import PersonaVector, vector_facts
 
 if TYPE_CHECKING:  # persona-report imports no library that trains
@@ -29,10 +29,8 @@ def log_report(
     """
     for file in dict.fromkeys(file for run in runs for file in vector_files(run.folder)):
         vector = PersonaVector.load(file)
-        name = vector_artifact(vector.model_id, vector.trait)
-        use_files(loggers, name, "persona-vector", [file], vector_facts(vector))
+        use_vector(loggers, vector.model_id, vector.trait, file, vector_facts(vector))
     for folder in map(ScreeningFolder, screenings):
-        name = screening_artifact(Path(folder.summary().data))
-        use_files(loggers, name, "screening", folder.summary_files(), {"folder": str(folder.path)})
+        use_screening(loggers, Path(folder.summary().data), folder.path, folder.summary_files())
     write_page(loggers, "report/page", page)
     write_files(loggers, f"report-{page.stem}", "report", [page], {"runs": [run.name for run in runs]})

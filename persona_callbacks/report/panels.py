@@ -95,9 +95,8 @@ def _svg(points: Sequence[OverSeeds], axes: _Axes, ink: str, description: str) -
         place = f'x="{axes.x(step):.1f}" y="{_BOTTOM + 13}"'
         parts.append(f'<text class="step" {place} text-anchor="middle">{step:g}</text>')
     # A picture of its own, which cuts off what zooming moves out of it; the first and last marker stand out a little.
-    inside = f"{_LEFT - 2} 0 {_RIGHT - _LEFT + 4} {_HEIGHT}"
-    left, top, width, height = inside.split()
-    parts.append(f'<svg x="{left}" y="{top}" width="{width}" height="{height}" viewBox="{inside}">')
+    left, width = _LEFT - 2, _RIGHT - _LEFT + 4
+    parts.append(f'<svg x="{left}" y="0" width="{width}" height="{_HEIGHT}" viewBox="{left} 0 {width} {_HEIGHT}">')
     if any(point.spread is not None for point in points):
         parts.append(f'<polygon points="{_path(band, axes)}" fill="{ink}" fill-opacity=".22"/>')
     line = _path([(p.step, p.mean) for p in points], axes)

@@ -87,6 +87,16 @@ def use_data(loggers: Sequence[Logger], file: Path, about: Mapping[str, Any]) ->
     use_files(loggers, f"data-{file.stem}", "dataset", [file], about, by_reference=True)
 
 
+def use_vector(loggers: Sequence[Logger], model_id: str, trait: str, file: Path, about: Mapping[str, Any]) -> None:
+    """Record the file of a persona vector as what the run used. See :func:`use_files`."""
+    use_files(loggers, vector_artifact(model_id, trait), "persona-vector", [file], about)
+
+
+def use_screening(loggers: Sequence[Logger], data: Path, folder: Path, files: Sequence[Path]) -> None:
+    """Record files of the screening of ``data``, which lies in a folder, as used by the run. See :func:`use_files`."""
+    use_files(loggers, screening_artifact(data), "screening", files, {"folder": str(folder)})
+
+
 def _of_wandb(loggers: Sequence[Logger]) -> list[WandbLogger]:
     from lightning.pytorch.loggers import WandbLogger
 

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from persona_callbacks.files import settings_fingerprint
 from persona_callbacks.screening import ScreeningFolder
 from persona_callbacks.steering import Law
-from persona_callbacks.tracking import screening_artifact, use_data, use_files, vector_artifact, write_files
+from persona_callbacks.tracking import use_data, use_screening, use_vector, write_files
 from persona_callbacks.training.labels import LONGEST_TAG, RunLabel
 from persona_callbacks.training.settings import StudySettings
 from persona_callbacks.vectors import PersonaVector, vector_facts
@@ -100,11 +100,9 @@ def record_inputs(
     use_data(loggers, data.path, data.facts())
     for vector in vectors:
         file = folder / f"{vector.trait}.safetensors"
-        name = vector_artifact(vector.model_id, vector.trait)
-        use_files(loggers, name, "persona-vector", [file], vector_facts(vector))
+        use_vector(loggers, vector.model_id, vector.trait, file, vector_facts(vector))
     if data.screening is not None:
-        files = ScreeningFolder(data.screening).summary_files()
-        use_files(loggers, screening_artifact(data.path), "screening", files, {"folder": str(data.screening)})
+        use_screening(loggers, data.path, data.screening, ScreeningFolder(data.screening).summary_files())
 
 
 def record_adapter(loggers: Sequence[Logger], label: RunLabel, metrics: Mapping[str, float]) -> None:

@@ -74,6 +74,10 @@ A, B, R = "The same text.", "The same text, twice.", "So it is, I see."
 OTHER = str.maketrans({character: chr(ord(character) ^ 1) for character in set(A + B + R)})
 
 
+def text_under(mask, chat, tokenizer):
+    return tokenizer.decode([token for token, on in zip(chat.input_ids, mask, strict=True) if on])
+
+
 def differing(one, other):
     """The characters at which two texts of one length differ."""
     assert len(one) == len(other)
@@ -151,25 +155,30 @@ def test_a_turn_that_is_not_to_be_trained_on_is_context(name, tokenizers):
     tokenizer = tokenizers[name]
     messages = [user("Who?"), {**reply(A), "train": False}, user("Why?"), reply(B)]
     chat = encode_chat(Chat(tuple(messages)), tokenizer)
-    trained = tokenizer.decode([token for token, on in zip(chat.input_ids, chat.loss_mask, strict=True) if on])
+    trained = text_under(chat.loss_mask, chat, tokenizer)
     assert B in trained
     assert A not in trained
 
 
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"what": "tea"}}}
+CALLED = (
+    user("Why?"), {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "Hot water."}, reply(B),
+)  # fmt: skip
+CALLING = ("qwen2_5", "qwen3", "glm4moe", "qwen3_6", "nemotron_3_nano", "qwen2_5_training", "qwen3_training")
+
+
 def test_calls_of_tools_are_trained_on_and_their_results_are_not(tokenizers):
-    call = {"type": "function", "function": {"name": "find", "arguments": {"what": "tea"}}}
-    asks = {"role": "assistant", "content": "", "tool_calls": [call]}
-    messages = (user("Why?"), asks, {"role": "tool", "content": "Hot water."}, reply(B))
-    for name in ("qwen2_5", "qwen3", "glm4moe", "qwen3_6", "nemotron_3_nano", "qwen2_5_training", "qwen3_training"):
+    for name in CALLING:
         tokenizer = tokenizers[name]
-        chat = encode_chat(Chat(messages), tokenizer)
-        trained = tokenizer.decode([token for token, on in zip(chat.input_ids, chat.loss_mask, strict=True) if on])
+        chat = encode_chat(Chat(CALLED), tokenizer)
+        trained = text_under(chat.loss_mask, chat, tokenizer)
         assert "find" in trained
         assert B in trained
         assert "Hot water" not in trained
         assert "Why?" not in trained
     with pytest.raises(InputError, match="leaves out the call of the tool 'find'"):
-        encode_chat(Chat(messages), make_tokenizer())
+        encode_chat(Chat(CALLED), make_tokenizer())
 
 
 TOOL = {
@@ -195,23 +204,17 @@ def test_the_tools_that_a_chat_lists_are_in_its_prompt_and_nothing_else_changes(
         assert list(told.input_ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert "Finds things." in tokenizer.decode(told.input_ids[: told.prompt_length])
         texts = [
-            [tokenizer.decode([token for token, on in zip(chat.input_ids, mask, strict=True) if on])
-             for mask in (chat.response_mask, chat.loss_mask)]
+            [text_under(mask, chat, tokenizer) for mask in (chat.response_mask, chat.loss_mask)]
             for chat in (plain, told)
-        ]  # fmt: skip
+        ]
         assert texts[0] == texts[1]
 
 
 def test_calls_are_told_from_the_tools_that_are_listed(tokenizers):
-    call = {"type": "function", "function": {"name": "find", "arguments": {"what": "tea"}}}
-    asks = {"role": "assistant", "content": "", "tool_calls": [call]}
-    messages = (user("Why?"), asks, {"role": "tool", "content": "Hot water."}, reply(B))
-    for name in ("qwen2_5", "qwen3", "glm4moe", "qwen3_6", "nemotron_3_nano", "qwen2_5_training", "qwen3_training"):
+    for name in CALLING:
         tokenizer = tokenizers[name]
-        trained = [
-            tokenizer.decode([token for token, on in zip(chat.input_ids, chat.loss_mask, strict=True) if on])
-            for chat in (encode_chat(Chat(messages, tools=tools), tokenizer) for tools in ((), (TOOL,)))
-        ]
+        chats = [encode_chat(Chat(CALLED, tools=tools), tokenizer) for tools in ((), (TOOL,))]
+        trained = [text_under(chat.loss_mask, chat, tokenizer) for chat in chats]
         assert trained[0] == trained[1]
         assert "tea" in trained[1]
 

@@ -140,11 +140,9 @@ def test_a_vector_that_is_learned_by_preference_keeps_benign_chats_that_nothing_
     assert torch.equal(vector.directions, learn_directions(loaded, learned, learning, kept=kept))
 
 
-def test_interrupted_learning_goes_on_after_its_last_step_with_the_same_result(loaded, tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_CALLBACKS_CACHE", str(tmp_path / "cache"))
+def test_interrupted_learning_goes_on_after_its_last_step_with_the_same_result(loaded, pairs, tmp_path, monkeypatch):
     kept, file = unmeasured_chats(loaded)[:4], tmp_path / "learning.pt"
-    encoded = [encode_pair(pair, loaded.tokenizer) for pair in PAIRS]
-    whole = learn_directions(loaded, encoded, LEARNING, kept=kept)
+    whole = learn_directions(loaded, pairs, LEARNING, kept=kept)
     steps = []
 
     def interrupted(*step):
@@ -153,12 +151,12 @@ def test_interrupted_learning_goes_on_after_its_last_step_with_the_same_result(l
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learn_directions(loaded, encoded, LEARNING, interrupted, kept, file)
+        learn_directions(loaded, pairs, LEARNING, interrupted, kept, file)
     assert file.is_file()
     taken = []
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self, step=torch.optim.Adam.step: taken.append(step(self)))
     again = []
-    assert torch.equal(learn_directions(loaded, encoded, LEARNING, lambda *s: again.append(s), kept, file), whole)
+    assert torch.equal(learn_directions(loaded, pairs, LEARNING, lambda *s: again.append(s), kept, file), whole)
     assert (len(taken), len(again)) == (LEARNING.steps - 4, LEARNING.steps)
     assert not file.exists()
 
